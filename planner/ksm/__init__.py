@@ -1,0 +1,31 @@
+"""The state of memory merging on one host: merge spaces, ksmd, Selective KSM, CPU cost."""
+
+from __future__ import annotations
+
+from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
+from planner.ksm.selective import Credentials, SelectiveKsm
+from planner.ksm.space import (
+    Counters,
+    EventTable,
+    FullScan,
+    MergeCounts,
+    MergeSpaces,
+    SiteTable,
+    UnmergeCounts,
+    next_wake_ns,
+)
+
+__all__ = [
+    "BUILTIN_UNMEASURED",
+    "CostModel",
+    "Counters",
+    "Credentials",
+    "EventTable",
+    "FullScan",
+    "MergeCounts",
+    "MergeSpaces",
+    "SelectiveKsm",
+    "SiteTable",
+    "UnmergeCounts",
+    "next_wake_ns",
+]
