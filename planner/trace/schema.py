@@ -197,7 +197,8 @@ class PageColumns:
     @property
     def has_hash(self) -> npt.NDArray[np.bool_]:
         """True where the page has a hash."""
-        return (self.flags & np.uint32(NO_HASH)) == 0
+        hashed: npt.NDArray[np.bool_] = (self.flags & np.uint32(NO_HASH)) == 0
+        return hashed
 
     def take(self, index: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> PageColumns:
         """The pages at `index`, in that order."""
@@ -219,9 +220,11 @@ _LABELS = pa.map_(pa.string(), pa.string())
 _COUNTS = pa.map_(pa.string(), pa.int64())
 
 
-def _kind(name: str, columns: list[pa.Field], **encodings: tuple[str, ...]) -> TableKind:
+def _kind(name: str, columns: list[pa.Field], *, delta_columns: tuple[str, ...] = (),
+          plain_columns: tuple[str, ...] = ()) -> TableKind:
     major, minor = SCHEMA_VERSION
-    return TableKind(f"planner.trace.{name}", major, minor, pa.schema(columns), **encodings)
+    return TableKind(f"planner.trace.{name}", major, minor, pa.schema(columns),
+                     delta_columns=delta_columns, plain_columns=plain_columns)
 
 
 INDEX = _kind("index", [

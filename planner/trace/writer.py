@@ -45,7 +45,7 @@ __all__ = ["TraceWriter", "index_digest"]
 
 GUEST_KINDS = ("vm", "container", "process")
 #: Rows gathered before a row group is written: bounds memory, keeps footers small.
-_ROW_GROUP_PAGES = 1 << 20
+_ROW_GROUP_PAGES = 1 << 18
 _COMPARED_FLAGS = np.uint32(~int(ADVISORY_FLAGS) & 0xFFFFFFFF)
 
 

@@ -1,0 +1,24 @@
+"""Shared fixtures; tests marked `kernel` run only with PLANNER_KERNEL_TESTS=1."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("PLANNER_KERNEL_TESTS") == "1":
+        return
+    skip = pytest.mark.skip(reason="drives the real kernel; set PLANNER_KERNEL_TESTS=1")
+    for item in items:
+        if item.get_closest_marker("kernel"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_terminal() -> None:
+    os.environ["NO_COLOR"] = "1"
