@@ -1,0 +1,208 @@
+"""Reports for the terminal and for programs: plain text and one JSON document."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from planner.report.facts import MIN_SAVED_SHARE, Facts, Strategy, best, clean, gather, verdict
+from planner.units import format_duration, format_share
+
+if TYPE_CHECKING:
+    from planner.metrics import Result
+
+__all__ = ["JSON_FORMAT_VERSION", "Column", "render_json", "render_table", "render_text"]
+
+#: Minor grows when keys are added, major when any changes its meaning or goes.
+JSON_FORMAT_VERSION = "1.0"
+
+_MIN_WIDTH = 40
+_BOLD, _RED, _GREEN, _YELLOW, _DIM = "1", "31", "32", "33", "2"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: `head` of one to three lines, `cells` top to bottom, `styles` SGR or empty."""
+
+    head: tuple[str, ...]
+    cells: tuple[str, ...]
+    styles: tuple[str, ...] = ()
+    is_left: bool = False
+
+    @property
+    def width(self) -> int:
+        """Characters of the widest line."""
+        return max(map(len, self.head + self.cells), default=0)
+
+
+def _pad(text: str, column: Column, width: int) -> str:
+    return text.ljust(width) if column.is_left else text.rjust(width)
+
+
+def _sgr(text: str, style: str, colour: bool) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m" if colour and style and text.strip() else text
+
+
+def table_width(columns: Sequence[Column], gap: int = 2) -> int:
+    """Characters of a table's widest line with `gap` spaces between columns."""
+    return sum(column.width for column in columns) + gap * (len(columns) - 1)
+
+
+def render_table(columns: Sequence[Column], *, width: int, colour: bool,
+                 gap: int = 2) -> list[str]:
+    """Lines of a table at most `width` wide; too wide, it goes on in further tables.
+
+    The first column names the rows and leads every part. Lines of a single column that is too
+    wide stay so.
+    """
+    between = " " * gap
+    first, rest = columns[0], list(columns[1:])
+    lines: list[str] = []
+    while rest:
+        part = [first, rest.pop(0)]
+        while rest and table_width([*part, rest[0]], gap) <= width:
+            part.append(rest.pop(0))
+        if lines:
+            lines.append("")
+        depth = max(len(column.head) for column in part)
+        for level in range(depth):
+            cells = []
+            for column in part:
+                head = ("",) * (depth - len(column.head)) + column.head
+                cells.append(_pad(head[level], column, column.width))
+            lines.append(_sgr(between.join(cells).rstrip(), _BOLD, colour))
+        for i in range(len(first.cells)):
+            cells = [_sgr(_pad(column.cells[i], column, column.width),
+                          column.styles[i] if column.styles else "", colour) for column in part]
+            lines.append(between.join(cells).rstrip())
+    return lines
+
+
+def _short_count(n: int) -> str:
+    """A count in at most five characters, such as `812`, `61.2k` or `1.34M`."""
+    if n < 1_000:
+        return str(n)
+    value = float(n)
+    for unit in ("k", "M", "G"):
+        value /= 1000
+        if value < 999.5 or unit == "G":
+            break
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f}{unit}"
+
+
+def _cross(strategy: Strategy, facts: Facts) -> str:
+    text = _short_count(int(strategy.row["cross_domain_pages"]))
+    sensitive = int(strategy.row["cross_domain_sensitive_pages"])
+    return f"{text} ({_short_count(sensitive)})" if not strategy.is_safe and facts.has_sensitive \
+        else text
+
+
+def _columns(facts: Facts, policy_width: int) -> list[Column]:
+    strategies, unit = facts.strategies, facts.unit
+    recommended = best(s for s in strategies
+                       if s.is_safe and s.saved_share >= MIN_SAVED_SHARE)
+
+    def column(head: tuple[str, ...], cell: Callable[[Strategy], str],
+               style: Callable[[Strategy], str] = lambda _: "", is_left: bool = False) -> Column:
+        return Column(head, tuple(map(cell, strategies)), tuple(map(style, strategies)), is_left)
+
+    def size(head: str, name: str, *more: str) -> Column:
+        return column((head, *more, unit.name), lambda s: unit.figures(int(s.row[name])))
+
+    def count(head: tuple[str, ...], name: str) -> Column:
+        return column(head, lambda s: _short_count(int(s.row[name])))
+
+    return [
+        column(("", "POLICY"), lambda s: clean(s.label, policy_width),
+               lambda s: _GREEN if s is recommended else "", is_left=True),
+        column(("SAVED", unit.name), lambda s: unit.figures(s.saved_bytes),
+               lambda s: _GREEN if s is recommended else ""),
+        column(("OF", "MEMORY"), lambda s: format_share(s.saved_share)),
+        size("ZERO", "saved_zero_bytes"),
+        count(("SHARED", "pages"), "pages_shared"),
+        count(("SHARING", "pages"), "pages_sharing"),
+        size("PROFIT", "general_profit_bytes"),
+        column(("MERGE", "CPU"), lambda s: format_duration(int(s.row["merge_cpu_ns"]))),
+        column(("90 %", "AFTER"), lambda s: "–" if s.row["time_to_90_ns"] is None
+               else format_duration(int(s.row["time_to_90_ns"]))),
+        count(("COW", "breaks"), "cow_breaks"),
+        column(("CROSS-", "DOMAIN", "pages"), lambda s: _cross(s, facts),
+               lambda s: "" if s.is_safe else
+               _RED if int(s.row["cross_domain_sensitive_pages"]) else _YELLOW),
+        size("IF UN-", "unmerge_bytes", "MERGED"),
+    ]
+
+
+def _definitions(facts: Facts) -> str:
+    sensitive = ", in brackets those with a sensitive domain" if facts.has_sensitive else ""
+    return ("SAVED: frames freed of non-zero content, minus all of KSM's own records; ZERO: freed "
+            "by merging zero pages, apart; PROFIT: general_profit as the kernel counts it; "
+            "90 % AFTER: time to 90 % of SAVED; CROSS-DOMAIN: merged pages whose sharers belong "
+            f"to more than one domain{sensitive}; IF UNMERGED: memory needed if every merge were "
+            "undone at once. At the end of the run; page counts as in /sys/kernel/mm/ksm.")
+
+
+def closing(facts: Facts) -> str:
+    """One sentence that ends a run."""
+    n = len(facts.strategies)
+    return f"{n} {'policy' if n == 1 else 'policies'} compared. {verdict(facts)[0]}"
+
+
+def render_text(result: Result, *, width: int, colour: bool) -> str:
+    """The strategies as a terminal table of `width` columns, definitions, one closing sentence.
+
+    ANSI colours only with `colour`. Names are shown without control characters.
+    """
+    width = max(width, _MIN_WIDTH)
+    facts = gather(result)
+    guests = "guest" if facts.n_guests == 1 else "guests"
+    hosts = "host" if facts.n_hosts == 1 else "hosts"
+    baseline = f", baseline {facts.strategies[0].label}" if facts.strategies else ""
+    head = (f"{facts.title}: {facts.n_guests} {guests} on {facts.n_hosts} {hosts}, "
+            f"{format_duration(facts.horizon_ns)}{baseline}")
+    lines = [*textwrap.wrap(head, width), ""]
+    lines += _table(facts, width, colour)
+    lines.append("")
+    lines += [_sgr(line, _DIM, colour) for line in textwrap.wrap(_definitions(facts), width)]
+    if not facts.is_measured:
+        note = (f"Timings: {', '.join(facts.timings) or 'not stated'}; CPU and times were not "
+                "measured on your machine.")
+        lines += [_sgr(line, _YELLOW, colour) for line in textwrap.wrap(note, width)]
+    lines.append("")
+    lines += textwrap.wrap(closing(facts), width)
+    return "\n".join(lines) + "\n"
+
+
+def _table(facts: Facts, width: int, colour: bool) -> list[str]:
+    """The table with policy names as long as fits without splitting it, if any length does."""
+    for policy_width, gap in ((48, 2), (24, 2), (24, 1), (16, 1)):
+        columns = _columns(facts, policy_width)
+        if table_width(columns, gap) <= width:
+            return render_table(columns, width=width, colour=colour, gap=gap)
+    return render_table(_columns(facts, 16), width=width, colour=colour)
+
+
+def render_json(result: Result) -> dict[str, Any]:
+    """The result for programs: `format_version`, what ran, the verdict, one object a policy.
+
+    Keys and units are those of the summary table (bytes, pages, ns); names are as given.
+    """
+    facts = gather(result)
+    rows = [{key: None if isinstance(value, float) and not math.isfinite(value) else value
+             for key, value in strategy.row.items()} for strategy in facts.strategies]
+    return {
+        "format_version": JSON_FORMAT_VERSION,
+        "kind": "planner.result",
+        "name": result.scenario.get("name", ""),
+        "scenario_digest": facts.digest,
+        "horizon_ns": facts.horizon_ns,
+        "run": result.run,
+        "is_validated": facts.has_validation,
+        "is_measured": facts.is_measured,
+        "verdict": list(verdict(facts)),
+        "policies": rows,
+    }
