@@ -62,7 +62,7 @@ PARTITIONS = _kind("partitions", [
 
 EVENTS = _kind("events", [
     ("policy", _TEXT), ("host", _TEXT), ("time_ns", _I64), ("kind", _TEXT),
-    ("partition", _TEXT), ("guest", _TEXT), ("requested_pages", _I64), ("merged_pages", _I64),
+    ("partition", _TEXT), ("guest", _TEXT), ("tried_pages", _I64), ("merged_pages", _I64),
     ("candidate_pages", _I64), ("cpu_ns", _I64),
 ])
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from planner.fleet import FleetHost, SiteClass
 from planner.scenario.spec import PolicySpec
 
-__all__ = ["PartitionMap", "class_value", "partition_classes"]
+__all__ = ["PartitionMap", "class_value", "partition_classes", "partition_text"]
 
 #: The value of a class that lacks a label: such classes form a partition of their own per guest,
 #: since nothing says that they may share with anybody.
@@ -56,3 +56,13 @@ def _is_excluded(host: FleetHost, site_class: SiteClass,
                  exclude: Sequence[Sequence[tuple[str, str]]]) -> bool:
     return any(all(class_value(host, site_class, key) == value for key, value in entry)
                for entry in exclude)
+
+
+def partition_text(policy: PolicySpec) -> str:
+    """`partition_by` in words, with what is excluded."""
+    text = " + ".join(policy.partition_by) or "none"
+    if policy.exclude:
+        entries = (" and ".join(f"{key}={value}" for key, value in entry)
+                   for entry in policy.exclude)
+        text += f", without {'; '.join(entries)}"
+    return text

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from planner.scenario.spec import Sync
+from planner.scenario.spec import Ksmd, Merge, Never, Sync
+from planner.units import format_duration
 
-__all__ = ["merge_times"]
+__all__ = ["merge_text", "merge_times"]
 
 
 def merge_times(sync: Sync, horizon_ns: int) -> tuple[int, ...]:
@@ -20,3 +21,14 @@ def merge_times(sync: Sync, horizon_ns: int) -> tuple[int, ...]:
         else:
             times.update(range(trigger.every_ns, horizon_ns + 1, trigger.every_ns))
     return tuple(sorted(time for time in times if time <= horizon_ns))
+
+
+def merge_text(merge: Merge) -> str:
+    """A merge timing in words, such as `ksmd 100 pages / 20 ms`."""
+    if isinstance(merge, Never):
+        return "never"
+    if isinstance(merge, Ksmd):
+        return f"ksmd {merge.pages_to_scan} pages / {merge.sleep_millisecs} ms"
+    words = [f"boot + {format_duration(trigger.after_ns)}" if trigger.kind == "boot"
+             else f"every {format_duration(trigger.every_ns)}" for trigger in merge.at]
+    return "sync " + ", ".join(words)

@@ -1,0 +1,106 @@
+"""The command line: parse, call the library, print, exit with a code.
+
+Only this package prints and only `main` turns errors into exit codes. Everything but typer is
+imported inside the command bodies, so that `planner --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from planner.cli import capture, run, scenario, trace
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="planner", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
+    help="Capacity planner for Linux memory deduplication: what would KSM, or Selective KSM with "
+         "merge partitions, save on these guests, at what CPU cost, and what would it expose?",
+    epilog="Example: planner run scenarios/quickstart.yaml",
+    context_settings={"help_option_names": ["-h", "--help"]})
+
+app.command("run")(run.run)
+app.command("check")(scenario.check)
+app.command("schema")(scenario.schema)
+app.command("capture")(capture.capture)
+app.add_typer(trace.app, name="trace")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from planner import __version__
+
+        typer.echo(f"planner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option(
+        "--version", callback=_print_version, is_eager=True,
+        help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option(
+        "--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    del version, debug  # both are looked at before any command runs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (product-wide codes: see planner.errors)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    from planner.errors import PlannerError
+
+    try:
+        result = app(args=arguments, prog_name="planner", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except PlannerError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return error.exit_code
+    except typer.Abort:
+        _complain("interrupted")
+        return 130
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was written")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`planner ... | head`): not an error of ours.
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        code = _usage_error(error)
+        if code is not None:
+            return code
+        if debug:
+            raise
+        _complain(f"internal error: {type(error).__name__}: {error}; run again with --debug and "
+                  "report it")
+        return 1
+
+
+def _usage_error(error: Exception) -> int | None:
+    """Show an error of the command line parser; None when it is not one."""
+    show = getattr(error, "show", None)
+    code = getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
+    return None
+
+
+def _complain(text: str) -> None:
+    lines = text.splitlines() or [text]
+    # Scenario problems carry `file:line:col: error:` themselves, for editors to find.
+    prefix = "" if ": error: " in lines[0] else "error: "
+    sys.stderr.write(prefix + "\n".join(printable(line) for line in lines) + "\n")
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which could drive the terminal."""
+    return "".join(character if character.isprintable() or character == "\t" else "\ufffd"
+                   for character in text)

@@ -1,0 +1,78 @@
+"""`planner capture`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def capture(
+    pids: Annotated[list[int] | None, typer.Option(
+        "--pid", help="A process; give it several times for several.", metavar="PID")] = None,
+    cgroups: Annotated[list[Path] | None, typer.Option(
+        "--cgroup", help="A cgroup directory: all its processes are one guest.",
+        metavar="DIR")] = None,
+    qemu: Annotated[bool, typer.Option(
+        "--qemu", help="Every QEMU process of the host, one guest each.")] = False,
+    labels: Annotated[Path | None, typer.Option(
+        "--labels", help="CSV with a column pid, cgroup or name, and one column a label.",
+        metavar="FILE")] = None,
+    output: Annotated[Path, typer.Option(
+        "-o", "--output", help="The trace folder to make.", metavar="DIR")] = Path("trace"),
+    snapshots: Annotated[int, typer.Option("--snapshots", help="How many.", min=1)] = 1,
+    every: Annotated[str, typer.Option(
+        "--every", help="Time from the start of one snapshot to the next.")] = "60s",
+    cpu_limit: Annotated[str | None, typer.Option(
+        "--cpu-limit", help="Share of one CPU to use at most, such as 10%.")] = None,
+    include: Annotated[str, typer.Option(
+        "--include", help="anon: pages that KSM could ever merge; all: file and shared "
+                          "pages as well.")] = "anon",
+    key: Annotated[Path | None, typer.Option(
+        "--key", help="Site key file; default: ~/.config/planner/site.key, made on first use.",
+        metavar="FILE")] = None,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Replace a trace that is there.")] = False,
+) -> int:
+    """Hash the memory of running processes or guests into a trace, through /proc.
+
+    Needs root. Reads no page that is absent or swapped, and leaves merged pages merged. Page
+    contents never leave the host: only keyed 64-bit hashes are written.
+
+    Example: sudo planner capture --qemu --snapshots 5 --every 60s --cpu-limit 20% -o traces/host1
+    """
+    from planner.capture.session import CaptureRequest
+    from planner.capture.session import capture as run_capture
+    from planner.cli.progress import ProgressLine
+    from planner.errors import UsageError
+    from planner.sitekey import load_site_key
+    from planner.units import parse_duration, parse_share
+
+    if not (pids or cgroups or qemu):
+        raise UsageError("nothing to capture", where="planner capture",
+                         instead="give --pid, --cgroup or --qemu")
+    try:
+        every_ns = parse_duration(every)
+    except ValueError as error:
+        raise UsageError(str(error), where="--every") from None
+    try:
+        limit = None if cpu_limit is None else parse_share(cpu_limit)
+    except ValueError as error:
+        raise UsageError(str(error), where="--cpu-limit") from None
+    if include not in ("anon", "all"):
+        raise UsageError(f"unknown choice {include!r}", where="--include",
+                         instead="choose anon or all")
+    site_key = load_site_key(key)
+    request = CaptureRequest(
+        pids=tuple(pids or ()), cgroups=tuple(cgroups or ()), qemu=qemu, labels_csv=labels,
+        out=output, snapshots=snapshots, every_ns=every_ns, cpu_limit=limit, include=include,
+        key=site_key, force=force)
+    line = ProgressLine()
+    try:
+        path = run_capture(request, line.update)
+    finally:
+        line.done()
+    typer.echo(f"{path}: {snapshots} snapshot(s), key id {site_key.key_id}, mode 0600")
+    typer.echo(f"next: planner trace info {path}", err=True)
+    return 0

@@ -1,0 +1,62 @@
+"""`planner run`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    scenario: Annotated[Path, typer.Argument(help="The scenario file (YAML).", metavar="FILE")],
+    output: Annotated[Path | None, typer.Option(
+        "-o", "--output", help="Folder for results; default: the scenario's output.folder.",
+        metavar="DIR")] = None,
+    as_json: Annotated[bool, typer.Option(
+        "--json", help="Print the result as one JSON document.")] = False,
+    settings: Annotated[list[str] | None, typer.Option(
+        "--set", help="Replace a value of the scenario, such as "
+                      "policies.ksmd.merge.ksmd.pages_to_scan=1000.", metavar="KEY=VALUE")] = None,
+    again: Annotated[bool, typer.Option(
+        "--again", help="Simulate again even if this very scenario has a result.")] = False,
+) -> int:
+    """Compare the scenario's strategies and write a report.
+
+    Replays every policy of the scenario over the captured guests, prints a table, and writes
+    results/NAME-DIGEST/ with the report and all tables as Parquet.
+
+    Example: planner run scenarios/quickstart.yaml
+    """
+    from planner.cli.progress import ProgressLine
+    from planner.report.html import render_html
+    from planner.report.text import render_json, render_text
+    from planner.results import load, result_path, save
+    from planner.runner import TraceStore, load_scenario, run_digest
+    from planner.runner import run as run_scenario
+
+    store = TraceStore()
+    resolved = load_scenario(scenario, settings or (), store=store)
+    folder = output if output is not None else Path(resolved.output.folder)
+    path = result_path(folder, resolved.name, run_digest(resolved))
+    if path.exists() and not again:
+        result = load(path)
+        typer.echo(f"{path}: this scenario was run before; --again simulates it anew", err=True)
+    else:
+        line = ProgressLine()
+        try:
+            result = run_scenario(resolved, progress=line.update, store=store)
+        finally:
+            line.done()
+        save(result, path, texts={"scenario.yaml": scenario.read_text("utf-8"),
+                                  "report.html": render_html(result)})
+    if as_json:
+        typer.echo(json.dumps(render_json(result), indent=1))
+        return 0
+    width = shutil.get_terminal_size((100, 24)).columns
+    typer.echo(render_text(result, width=max(60, width), colour=sys.stdout.isatty()))
+    typer.echo(f"Report: {path / 'report.html'}")
+    return 0

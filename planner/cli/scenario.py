@@ -1,0 +1,53 @@
+"""`planner check` and `planner schema`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    scenario: Annotated[Path, typer.Argument(help="The scenario file (YAML).", metavar="FILE")],
+    resolved: Annotated[bool, typer.Option(
+        "--resolved", help="Print the scenario with every default and reference filled in; "
+                           "the output is itself a scenario.")] = False,
+    settings: Annotated[list[str] | None, typer.Option(
+        "--set", help="Replace a value of the scenario.", metavar="KEY=VALUE")] = None,
+) -> int:
+    """Check a scenario file by the same rules as `run`, and report every fault at once.
+
+    Example: planner check --resolved scenarios/quickstart.yaml
+    """
+    from planner.runner import load_scenario
+    from planner.scenario.spec import to_json
+    from planner.units import format_duration
+
+    loaded = load_scenario(scenario, settings or ())
+    if resolved:
+        typer.echo(json.dumps(to_json(loaded), indent=1))
+        return 0
+    n_guests = sum(len(workload.guests) for workload in loaded.workloads)
+    typer.echo(f"{scenario}: ok. {len(loaded.policies)} policies, {len(loaded.hosts)} host(s), "
+               f"{n_guests} guests, {format_duration(loaded.horizon_ns)}")
+    for host in loaded.hosts:
+        if host.timings == "builtin:unmeasured":
+            typer.echo(f"default used: hosts.{host.name}.timings = builtin:unmeasured "
+                       "(not calibrated on your machine)", err=True)
+    return 0
+
+
+def schema(
+    key: Annotated[str | None, typer.Argument(
+        help="A key to explain, such as policies.merge.ksmd.", metavar="[KEY]")] = None,
+) -> int:
+    """Print the scenario's JSON Schema, or explain one key.
+
+    Example: planner schema policies.merge.ksmd
+    """
+    from planner.scenario.schema import describe, json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=1) if key is None else describe(key))
+    return 0

@@ -1,0 +1,181 @@
+"""One function per thing a user does with scenarios: load one, run one.
+
+`run` joins the parts: traces become hosts, every policy is replayed over every host, what the
+recorder holds becomes a Result.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import planner
+from planner.engine import simulate_host
+from planner.errors import DataError
+from planner.fleet import FleetHost, build_host
+from planner.ksm.cost import BUILTIN_UNMEASURED
+from planner.metrics import EVENTS, HOSTS, PARTITIONS, SUMMARY, Recorder, Result, summarise
+from planner.policies.partition import partition_text
+from planner.policies.timing import merge_text
+from planner.results import scenario_digest
+from planner.scenario import load
+from planner.scenario.spec import GuestFacts, Scenario, TraceFacts, to_json
+from planner.trace import Trace, open_trace
+
+__all__ = ["load_scenario", "run", "run_digest"]
+
+#: What a reader of the numbers must know of the model; the report prints it.
+ASSUMPTIONS = (
+    "Guests are exactly those captured, over the time of the capture; nothing is extrapolated.",
+    "A page that differs between two snapshots is written once, at a random time between them; "
+    "writes that left no trace in a snapshot are not seen, so COW breaks are a lower bound.",
+    "ksmd needs two visits with equal content before it merges a page and rebuilds its unstable "
+    "tree every full scan; smart_scan, use_zero_pages, NUMA trees and the advisor are off.",
+    "Huge pages merge as if they were already split; on kernels from 6.13 the split itself "
+    "frees zero-filled sub-pages, which this model counts as merged zero pages.",
+    "KSM's bookkeeping is immediate; the kernel's counters lag until ksmd passes a page again.",
+    "Synchronous merging follows the proposal of January 2025 for Selective KSM: one call merges, "
+    "without a checksum gate, and the caller pays its CPU time.",
+    "saved is frames freed of non-zero content minus all metadata (64 bytes a rmap item, 64 a "
+    "stable node, 48 an mm); what fork already shares is not a saving.",
+)
+
+Progress = Callable[[str, float], None]
+
+
+class TraceStore:
+    """Opens each trace once, however many workloads name it."""
+
+    def __init__(self) -> None:
+        self._traces: dict[str, Trace] = {}
+
+    def open(self, path: str | Path) -> Trace:
+        """The trace at `path`, checked when first opened."""
+        key = str(path)
+        if key not in self._traces:
+            self._traces[key] = open_trace(path)
+        return self._traces[key]
+
+    def facts(self, path: Path) -> TraceFacts:
+        """What scenarios need to know of the trace at `path`."""
+        trace = self.open(path)
+        if not trace.snapshots:
+            raise DataError("the trace has no finished snapshot", where=str(path),
+                            instead="capture again")
+        n_pages = {guest.guest_id: 0 for guest in trace.guests}
+        for mm in trace.mms:
+            n_pages[mm.guest_id] += len(trace.stored_rows(mm.first_snapshot, mm.mm_id))
+        values: dict[str, set[str]] = {}
+        for region in trace.regions:
+            for label, value in region.labels.items():
+                values.setdefault(label, set()).add(value)
+        return TraceFacts(
+            str(path), trace.digest, trace.span_ns, len(trace.snapshots),
+            tuple(GuestFacts(guest.guest_id, guest.name, guest.kind, guest.labels,
+                             guest.memory_bytes, n_pages[guest.guest_id])
+                  for guest in trace.guests),
+            frozenset(values), {label: frozenset(found) for label, found in values.items()},
+            trace.hash_info.key_id, trace.hash_info.algorithm)
+
+
+def load_scenario(path: Path | str, overrides: Sequence[str] = (), *,
+                  store: TraceStore | None = None) -> Scenario:
+    """Read, check and resolve a scenario file.
+
+    `overrides` are `key=value` texts that replace values of the file. Raises ScenarioError with
+    all problems, or DataError for a trace that cannot be used.
+    """
+    return load.load_scenario(Path(path), (store or TraceStore()).facts, overrides)
+
+
+def run_digest(scenario: Scenario) -> str:
+    """The digest that names a scenario's result: scenario, traces and program version."""
+    return scenario_digest(to_json(scenario), planner.__version__)
+
+
+def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
+        store: TraceStore | None = None) -> Result:
+    """Replay every policy of the scenario over its hosts.
+
+    `progress(policy, share)` is called as simulated time passes, with the share of all work that
+    is done. Raises ScenarioError or DataError.
+    """
+    store = store or TraceStore()
+    if not isinstance(scenario, Scenario):
+        scenario = load_scenario(scenario, store=store)
+    started = time.perf_counter()
+    traces = {workload.trace: store.open(workload.trace) for workload in scenario.workloads}
+    for workload in scenario.workloads:
+        if traces[workload.trace].digest != workload.trace_digest:
+            raise DataError("the trace is not the one that the scenario was resolved with",
+                            where=workload.trace, instead="resolve the scenario again")
+    hosts = [build_host(scenario, spec, traces) for spec in scenario.hosts]
+    recorder = Recorder()
+    n_steps = len(scenario.policies) * len(hosts)
+    for step, (policy, host) in enumerate(
+            (policy, host) for policy in scenario.policies for host in hosts):
+        report = _step_progress(progress, policy.name, step, n_steps, scenario.horizon_ns)
+        simulate_host(host, policy, sensitive=scenario.domains.sensitive,
+                      horizon_ns=scenario.horizon_ns,
+                      sample_every_ns=scenario.output.sample_every_ns, cost=BUILTIN_UNMEASURED,
+                      recorder=recorder, progress=report)
+    samples, partitions = recorder.table(HOSTS), recorder.table(PARTITIONS)
+    for policy in scenario.policies:
+        texts = {"policy": policy.name, "merge": merge_text(policy.merge),
+                 "partition_by": partition_text(policy)}
+        recorder.add(SUMMARY, summarise(texts, _rows_of(samples, policy.name),
+                                        _rows_of(partitions, policy.name), scenario.horizon_ns))
+    record = _run_record(scenario, traces, hosts, time.perf_counter() - started)
+    return Result(to_json(scenario), record, recorder.table(SUMMARY), samples, partitions,
+                  recorder.table(EVENTS))
+
+
+def _step_progress(progress: Progress | None, policy: str, step: int, n_steps: int,
+                   horizon_ns: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+
+    def report(now_ns: int) -> None:
+        done = now_ns / horizon_ns if horizon_ns else 1.0
+        progress(policy, (step + done) / n_steps)
+
+    return report
+
+
+def _rows_of(table: Any, policy: str) -> Any:
+    names = table.column("policy").to_pylist()
+    return table.take([index for index, name in enumerate(names) if name == policy])
+
+
+def _run_record(scenario: Scenario, traces: dict[str, Trace], hosts: list[FleetHost],
+                elapsed_s: float) -> dict[str, Any]:
+    return {
+        "format_version": 1,
+        "status": "complete",
+        "digest": run_digest(scenario),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "elapsed_s": round(elapsed_s, 3),
+        "seed": scenario.seed,
+        "timings": sorted({host.timings for host in scenario.hosts}),
+        "validated": False,
+        "versions": {
+            "planner": planner.__version__, "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "numba", "pyarrow", "simpy")}},
+        "traces": [{
+            "path": path, "digest": trace.digest, "status": trace.status,
+            "n_guests": len(trace.guests), "n_snapshots": len(trace.snapshots),
+            "n_pages": trace.snapshots[0].n_pages, "span_ns": trace.span_ns,
+            "hash": trace.hash_info.algorithm, "key_id": trace.hash_info.key_id,
+            "source": str(trace.provenance.get("source", "unknown")),
+        } for path, trace in traces.items()],
+        "hosts": [{
+            "name": host.spec.name, "n_guests": len(host.guests), "n_mms": len(host.mms),
+            "n_sites": len(host.site_mm), "n_events": len(host.event_time_ns),
+        } for host in hosts],
+        "assumptions": list(ASSUMPTIONS),
+    }

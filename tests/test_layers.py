@@ -1,0 +1,109 @@
+"""Imports point one way, and third-party packages have one door each."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "planner"
+
+#: Each module or package may import only what its line names (and itself).
+LAYERS: dict[str, set[str]] = {
+    "cli": {"runner", "report", "capture", "scenario", "trace", "traceinfo", "sitekey", "results",
+            "metrics", "errors", "units"},
+    "runner": {"engine", "fleet", "ksm", "policies", "metrics", "results", "scenario", "trace",
+            "errors", "units"},
+    "engine": {"fleet", "policies", "ksm", "metrics", "scenario", "errors"},
+    "ksm": {"kernels", "errors"},
+    "report": {"metrics", "units", "errors"},
+    "results": {"metrics", "tables", "errors"},
+    "metrics": {"tables", "units", "errors"},
+    "policies": {"fleet", "scenario", "units", "errors"},
+    "fleet": {"scenario", "trace", "errors", "units"},
+    "capture": {"kernels", "sitekey", "trace", "tables", "units", "errors"},
+    "traceinfo": {"trace", "kernels", "units", "errors"},
+    "scenario": {"units", "errors"},
+    "trace": {"tables", "units", "errors"},
+    "tables": {"errors"},
+    "sitekey": {"errors"},
+    "kernels": set(),
+    "units": set(),
+    "errors": set(),
+    "__init__": {"runner", "results", "trace", "metrics", "errors", "scenario"},
+    "__main__": {"cli"},
+}
+#: Where each third-party package may be imported; elsewhere only the standard library and numpy.
+DOORS: dict[str, tuple[str, ...]] = {
+    "simpy": ("engine.py",),
+    "numba": ("kernels/jit.py",),
+    "pyarrow": ("tables.py", "trace/", "metrics.py", "report/"),
+    "typer": ("cli/",),
+    "rich": ("cli/", "report/"),
+    "ruamel": ("scenario/load.py",),
+    "pydantic": ("scenario/load.py", "scenario/resolve.py", "scenario/schema.py"),
+    "jinja2": ("report/",),
+}
+
+
+def imports_of(source: str) -> list[str]:
+    """Every module name that `source` imports, at any depth."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def violations(place: str, source: str) -> list[str]:
+    """What `source`, standing at `place` below planner/, imports against the rules."""
+    layer = place.split("/")[0].removesuffix(".py")
+    wrong = []
+    for name in imports_of(source):
+        top, _, rest = name.partition(".")
+        if top == "planner":
+            target = rest.split(".")[0]
+            known = target in LAYERS
+            if known and target != layer and target not in LAYERS[layer]:
+                wrong.append(f"{place} imports planner.{target}")
+        elif top in DOORS and not place.startswith(DOORS[top]):
+            wrong.append(f"{place} imports {top}")
+    return wrong
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE).as_posix()
+        assert place.split("/")[0].removesuffix(".py") in LAYERS, f"{place}: no layer named"
+        wrong += violations(place, path.read_text())
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("place", "source"), [
+    ("kernels/dedup.py", "from planner.report import html"),
+    ("fleet.py", "import simpy"),
+    ("engine.py", "from planner.capture.session import capture"),
+    ("metrics.py", "def f():\n    from numba import njit"),
+    ("scenario/spec.py", "import pydantic"),
+    ("trace/reader.py", "import planner.kernels.dedup"),
+])
+def test_the_layer_check_sees_a_violation(place: str, source: str) -> None:
+    assert violations(place, source) != []
+
+
+def test_help_imports_only_typer() -> None:
+    code = ("import sys; from planner.cli import main; main(['--help']); "
+            "print(sorted(m for m in sys.modules if m.split('.')[0] in "
+            "('numba', 'numpy', 'pyarrow', 'scipy', 'pydantic', 'ruamel', 'jinja2', 'simpy') "
+            "or m.startswith('rich.progress')), file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=True)
+    assert done.stderr.strip() == "[]"
+    assert "capture" in done.stdout
