@@ -68,6 +68,7 @@ class _HostRun:
         self._policy = policy
         self._recorder = recorder
         self._map = partition_classes(host, policy)
+        self._names = _kernel_names(self._map.names)
         self._partition_of_site = self._map.of_class[host.site_class]
         self._spaces = _merge_spaces(host, self._map, self._partition_of_site, sensitive, cost)
         self._env = simpy.Environment(initial_time=0)
@@ -89,17 +90,19 @@ class _HostRun:
                                        sleep_millisecs=merge.sleep_millisecs,
                                        max_page_sharing=merge.max_page_sharing)
         elif isinstance(merge, Ksmd):
-            selective = self._selective(pages_to_scan=merge.pages_to_scan,
-                                        sleep_millisecs=merge.sleep_millisecs,
-                                        max_page_sharing=merge.max_page_sharing)
-            for name in _kernel_names(self._map.names):
+            # Opened without KSM_SYNC, each partition is served by a scanner of its own.
+            selective = self._selective(merge)
+            for name in self._names:
                 selective.ksm_open(name, KSM_CREAT | KSM_EXCL | _O_RDWR)
         elif isinstance(merge, Sync):
             self._env.process(self._merge_at(merge_times(merge, horizon_ns)))
 
-    def _selective(self, **knobs: int) -> SelectiveKsm:
+    def _selective(self, knobs: Ksmd) -> SelectiveKsm:
         pids = {mm.pid: index for index, mm in enumerate(self._host.mms)}
-        return SelectiveKsm(self._spaces, _kernel_names(self._map.names), pids, **knobs)
+        return SelectiveKsm(self._spaces, self._names, pids, pages_to_scan=knobs.pages_to_scan,
+                            sleep_millisecs=knobs.sleep_millisecs,
+                            max_page_sharing=knobs.max_page_sharing,
+                            max_open=len(self._names) + 1)
 
     def _advance(self) -> None:
         for scan in self._spaces.advance(int(self._env.now)):
@@ -124,10 +127,9 @@ class _HostRun:
 
         A call takes its CPU time; a trigger that comes while calls still run waits for them.
         """
-        selective = self._selective()
-        names = _kernel_names(self._map.names)
+        selective = self._selective(Ksmd())
         fds = [selective.ksm_open(name, KSM_SYNC | KSM_CREAT | KSM_EXCL | _O_RDWR)
-               for name in names]
+               for name in self._names]
         calls = _merge_calls(self._host, self._partition_of_site)
         for time_ns in times_ns:
             yield self._env.timeout(max(0, time_ns - int(self._env.now)))

@@ -354,7 +354,7 @@ class _Replay:
     def _new_frames(self, n_frames: int) -> npt.NDArray[np.int64]:
         first = self._host.n_frames
         self._host.n_frames += n_frames
-        return np.arange(first, first + n_frames)
+        return np.arange(first, first + n_frames, dtype=np.int64)
 
     def _draw_times(self, site: npt.NDArray[np.int64], snapshot_id: int, start_ns: int,
                     end_ns: int) -> npt.NDArray[np.int64]:
