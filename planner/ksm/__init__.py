@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
-from planner.ksm.selective import Credentials, SelectiveKsm
+from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, Credentials, SelectiveKsm
 from planner.ksm.space import (
     Counters,
     EventTable,
@@ -17,6 +17,9 @@ from planner.ksm.space import (
 
 __all__ = [
     "BUILTIN_UNMEASURED",
+    "KSM_CREAT",
+    "KSM_EXCL",
+    "KSM_SYNC",
     "CostModel",
     "Counters",
     "Credentials",

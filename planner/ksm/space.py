@@ -249,15 +249,120 @@ class MergeSpaces:
         domain_is_sensitive: ArrayLike,
         hz: int = 250,
         cost: CostModel = BUILTIN_UNMEASURED,
-    ) -> None: ...
+    ) -> None:
+        if n_partitions < 0:
+            raise UsageError(f"expected at least 0, got {n_partitions}", where="n_partitions")
+        if not 1 <= hz <= 10_000:
+            raise UsageError(f"expected 1 to 10000 ticks a second, got {hz}", where="hz")
+        self.hz = hz
+        self.cost = cost
+        self._n_partitions = n_partitions
+        self._now_ns = 0
+        n = len(sites)
+        zero = _column(content_is_zero, np.uint8, "content_is_zero")
+        sensitive = _column(domain_is_sensitive, np.uint8, "domain_is_sensitive")
+        mm = _column(sites.mm, np.int32, "sites.mm", n)
+        vpn = _column(sites.vpn, np.int64, "sites.vpn", n)
+        domain = _column(sites.domain, np.int32, "sites.domain", n)
+        partition = _column(sites.partition, np.int32, "sites.partition", n)
+        eligible = _column(sites.is_eligible, np.uint8, "sites.is_eligible", n)
+        first = np.empty((n, 2), dtype=np.int32)
+        first[:, 0] = _column(sites.content, np.int32, "sites.content", n)
+        first[:, 1] = _column(sites.frame, np.int32, "sites.frame", n)
+        n_events = len(events)
+        event_time = _column(events.time_ns, np.int64, "events.time_ns", n_events)
+        rows = np.empty((n_events, 3), dtype=np.int32)
+        rows[:, 0] = _column(events.site, np.int32, "events.site", n_events)
+        rows[:, 1] = _column(events.content, np.int32, "events.content", n_events)
+        rows[:, 2] = _column(events.frame, np.int32, "events.frame", n_events)
+        _check_range(domain, 0, len(sensitive), "sites.domain")
+        _check_range(partition, -1, n_partitions, "sites.partition")
+        _check_range(first[:, 0], -1, len(zero), "sites.content")
+        _check_range(rows[:, 0], 0, n, "events.site")
+        _check_range(rows[:, 1], -1, len(zero), "events.content")
+        present = first[first[:, 0] >= 0, 1]
+        written = rows[rows[:, 1] >= 0, 2]
+        _check_range(present, 0, _INT32_MAX, "sites.frame")
+        _check_range(written, 0, _INT32_MAX, "events.frame")
+        if n_events and (event_time[0] < 0 or (np.diff(event_time) < 0).any()):
+            raise UsageError("expected ascending times from 0", where="events.time_ns")
+        # Where each mm's sites lie; one run of sites per mm.
+        starts = np.flatnonzero(np.diff(mm, prepend=mm[:1] - 1)) if n else np.zeros(0, np.int64)
+        ends = np.append(starts[1:], n)
+        self._mm_sites = {
+            int(mm[a]): (int(a), int(b)) for a, b in zip(starts, ends, strict=False) if b > a
+        }
+        if len(self._mm_sites) != len(starts):
+            raise UsageError("the sites of one mm must lie together", where="sites.mm")
+        is_step = np.diff(mm) == 0
+        if (np.diff(vpn)[is_step] <= 0).any():
+            raise UsageError("expected ascending page numbers in each mm", where="sites.vpn")
+
+        n_base = int(max(present.max(initial=-1), written.max(initial=-1))) + 1
+        if n_base + n > _INT32_MAX:
+            raise UsageError(f"{n_base + n} frames do not fit 31 bits", where="sites.frame")
+        self._site_mm, self._vpn, self._eligible = mm, vpn, eligible
+        self._sensitive, self._zero = sensitive, zero
+        self._event_time, self._events = event_time, rows
+        self._n_base_contents = len(zero)
+
+        # Calloc'ed where zero will do: pages of these tables that are never used stay unmapped.
+        k = kernels
+        self._sites = np.full((n, k.SITE_FIELDS), -1, dtype=np.int32)
+        self._sites[:, k.S_META] = 0
+        self._sites[:, k.S_PART] = partition + 1
+        self._sites[:, k.S_DOMAIN] = domain
+        self._contents = self._empty_contents()
+        self._nodes = np.zeros((n + 1, k.NODE_FIELDS), dtype=np.int32)
+        self._frames = np.zeros((n_base + n, k.FRAME_FIELDS), dtype=np.int32)
+        self._frames[:n_base, k.F_NODE] = -1
+        self._frames[:n_base, k.F_SITE] = -1
+        self._parts = np.zeros((n_partitions + 1, k.PART_FIELDS), dtype=np.int64)
+        self._parts[:, k.P_PLAN] = np.arange(n_partitions + 1)
+        self._parts[:, k.P_MAX_SHARING] = 256
+        served = np.where(eligible != 0, partition, -1)
+        self._order = np.argsort(served, kind="stable").astype(np.int32)
+        counts = np.bincount(served + 1, minlength=n_partitions + 1)
+        self._parts[:, k.P_COUNT] = counts
+        self._parts[:, k.P_START] = np.cumsum(counts) - counts
+        self._host = np.zeros(k.HOST_FIELDS, dtype=np.int64)
+        self._host[[k.H_NODE_FREE, k.H_POOL_FREE]] = -1
+        self._host[k.H_POOL_TOP] = self._host[k.H_N_BASE] = n_base
+        self._host[k.H_JIFFY_NS] = 10**9 // hz
+        self._cost = cost.as_array()
+        self._log = np.zeros((_LOG_ROWS, 3), dtype=np.int64)
+        kernels.initialize(
+            self._sites,
+            self._contents,
+            self._nodes,
+            self._frames,
+            self._parts,
+            self._host,
+            self._zero,
+            self._cost,
+            first,
+            rows,
+        )
+
+    def _empty_contents(self) -> I32:
+        rows = np.full((self._n_base_contents, kernels.CONTENT_FIELDS), -1, dtype=np.int32)
+        rows[:, kernels.C_NODES] = 0
+        return rows
 
     @property
     def now_ns(self) -> int:
         """The time up to which everything has happened."""
+        return self._now_ns
 
     @property
     def n_partitions(self) -> int:
         """Partitions of the plan (not those that `renew_partition` made)."""
+        return self._n_partitions
+
+    def _row(self, partition: int) -> int:
+        if not 0 <= partition < len(self._parts) - 1:
+            raise UsageError(f"there is no partition {partition}", where="partition")
+        return partition + 1
 
     def start_scanner(
         self,
@@ -269,36 +374,269 @@ class MergeSpaces:
     ) -> None:
         """Let a ksmd serve this partition from now on; its first batch starts at once.
 
-        Changing the knobs of a running scanner keeps its cursor. Raises `UsageError` for knobs
-        the kernel would refuse, or for `max_page_sharing` changed while pages are merged.
+        Changing the knobs of a running scanner keeps its cursor. `pages_to_scan` 0 scans nothing.
+        Raises `UsageError` for knobs the kernel would refuse.
         """
+        row = self._row(partition)
+        for name, value in (("pages_to_scan", pages_to_scan), ("sleep_millisecs", sleep_millisecs)):
+            if not 0 <= value < 2**32:
+                raise UsageError(f"expected 0 to 2^32 - 1, got {value}", where=name)
+        self.set_max_page_sharing(partition, max_page_sharing)
+        k = kernels
+        part = self._parts[row]
+        part[k.P_PAGES] = pages_to_scan
+        part[k.P_JIFFIES] = sleep_jiffies(sleep_millisecs, self.hz)
+        if not part[k.P_IS_RUNNING] or part[k.P_NEXT_NS] < self._now_ns:
+            part[k.P_NEXT_NS] = self._now_ns
+        # Without a registered mm ksmd sleeps.
+        part[k.P_IS_RUNNING] = int(pages_to_scan > 0 and part[k.P_COUNT] > 0)
 
     def stop_scanner(self, partition: int) -> None:
         """`run=0` for this partition: what is merged stays merged."""
+        self._parts[self._row(partition), kernels.P_IS_RUNNING] = 0
 
     def set_max_page_sharing(self, partition: int, max_page_sharing: int) -> None:
-        """Pages per KSM page, at least 2; only while nothing is merged (as the kernel)."""
+        """Pages per KSM page, at least 2; changed only while nothing is merged (as the kernel)."""
+        part = self._parts[self._row(partition)]
+        if not 2 <= max_page_sharing <= _INT32_MAX:
+            raise UsageError(
+                f"expected at least 2, got {max_page_sharing}", where="max_page_sharing"
+            )
+        if part[kernels.P_MAX_SHARING] == max_page_sharing:
+            return
+        if part[kernels.P_NODES]:
+            raise UsageError("cannot change while pages are merged", where="max_page_sharing")
+        part[kernels.P_MAX_SHARING] = max_page_sharing
 
     def advance(self, until_ns: int) -> list[FullScan]:
         """Let time pass to `until_ns`: writes up to and at it, batches that start before it.
 
         All in order of time; at equal times writes come first, then partitions in order. A batch
         happens whole at its start and costs CPU time until its end. Returns the full scans that
-        were completed, in order of their batches. Raises `UsageError` if time would go backwards.
+        were completed, in order of their batches; the last ones may end after `until_ns`. Raises
+        `UsageError` if time would go backwards.
         """
+        until_ns = int(until_ns)
+        if until_ns < self._now_ns:
+            raise UsageError(
+                f"time cannot go back from {self._now_ns} ns to {until_ns} ns", where="advance"
+            )
+        scans: list[FullScan] = []
+        while True:
+            n = kernels.advance(
+                until_ns,
+                self._sites,
+                self._contents,
+                self._nodes,
+                self._frames,
+                self._parts,
+                self._host,
+                self._order,
+                self._zero,
+                self._cost,
+                self._event_time,
+                self._events,
+                self._log,
+            )
+            scans.extend(
+                FullScan(time_ns, int(self._parts[row, kernels.P_PLAN]) - 1, seq)
+                for time_ns, row, seq in self._log[:n].tolist()
+            )
+            if n < _LOG_ROWS:
+                break
+        self._now_ns = until_ns
+        return scans
+
+    def _range(self, row: int, mm: int, start_vpn: int, end_vpn: int) -> tuple[int, int]:
+        """The part of `order` that holds the sites of the partition in the range."""
+        if not 0 <= start_vpn <= end_vpn:
+            raise UsageError(f"not a range of pages: [{start_vpn}, {end_vpn})", where="vpn")
+        if mm not in self._mm_sites:
+            raise UsageError(f"there is no mm {mm}", where="mm")
+        low, high = self._mm_sites[mm]
+        vpn = self._vpn[low:high]
+        bounds = low + np.searchsorted(vpn, [min(start_vpn, 2**62), min(end_vpn, 2**62)])
+        start = int(self._parts[row, kernels.P_START])
+        mine = self._order[start : start + int(self._parts[row, kernels.P_COUNT])]
+        first, last = (start + np.searchsorted(mine, bounds.astype(np.int32))).tolist()
+        return first, last
 
     def merge_range(self, partition: int, mm: int, start_vpn: int, end_vpn: int) -> MergeCounts:
         """Merge the pages [start_vpn, end_vpn) of `mm` now, within `partition`.
 
         No checksum gate: one call merges. Pages without a partner become candidates and stay so
         until matched, written or unmerged. Pages of other partitions and absent pages are left.
+        Raises `UsageError` for an unknown partition or mm.
         """
+        row = self._row(partition)
+        first, last = self._range(row, mm, start_vpn, end_vpn)
+        outcomes = np.zeros(kernels.N_OUTCOMES, dtype=np.int64)
+        cost_ns = kernels.merge(
+            row,
+            first,
+            last,
+            self._sites,
+            self._contents,
+            self._nodes,
+            self._frames,
+            self._parts,
+            self._host,
+            self._order,
+            self._zero,
+            self._cost,
+            outcomes,
+        )
+        seen = outcomes.tolist()
+        return MergeCounts(
+            requested_pages=end_vpn - start_vpn,
+            tried_pages=sum(seen) - seen[kernels.HOLE],
+            merged_pages=seen[kernels.MERGED] + seen[kernels.PAIRED] + seen[kernels.INHERITED],
+            candidate_pages=seen[kernels.UNIQUE],
+            already_pages=seen[kernels.QUICK],
+            twin_pages=seen[kernels.TWIN],
+            refused_pages=seen[kernels.FOREIGN],
+            cost_ns=int(cost_ns),
+        )
 
     def unmerge_range(self, partition: int, mm: int, start_vpn: int, end_vpn: int) -> UnmergeCounts:
-        """Give each merged page of the range its own frame and forget its rmap item."""
+        """Give each merged page of the range its own frame and forget its rmap item.
+
+        Candidates of the range are forgotten too. Not a write: no COW break is counted. Raises
+        `UsageError` for an unknown partition or mm.
+        """
+        row = self._row(partition)
+        first, last = self._range(row, mm, start_vpn, end_vpn)
+        return self._unmerge(row, first, last, end_vpn - start_vpn)
+
+    def _unmerge(self, row: int, first: int, last: int, requested_pages: int) -> UnmergeCounts:
+        n_unmerged = kernels.unmerge(
+            row,
+            first,
+            last,
+            self._sites,
+            self._contents,
+            self._nodes,
+            self._frames,
+            self._parts,
+            self._host,
+            self._order,
+            self._zero,
+        )
+        cost_ns = self.cost.call_ns + n_unmerged * self.cost.unmerge_ns
+        self._parts[row, kernels.P_CPU_NS] += cost_ns
+        return UnmergeCounts(requested_pages, int(n_unmerged), cost_ns)
+
+    def reset_partition(self, partition: int) -> UnmergeCounts:
+        """End a partition: stop its scanner, unmerge all of its pages, forget all of its items."""
+        row = self._row(partition)
+        part = self._parts[row]
+        part[kernels.P_IS_RUNNING] = 0
+        part[kernels.P_CURSOR] = 0
+        first, n = int(part[kernels.P_START]), int(part[kernels.P_COUNT])
+        return self._unmerge(row, first, first + n, n)
+
+    def renew_partition(self, partition: int) -> int:
+        """A further, empty partition for the pages of `partition`; returns its number.
+
+        For a name that was unlinked and created again while the old object is still open. Pages
+        the old one has merged stay its own until unmerged. Its counters are part of those of the
+        planned partition it renews.
+        """
+        row = self._row(partition)
+        k = kernels
+        new = np.zeros((1, k.PART_FIELDS), dtype=np.int64)
+        for column in (k.P_START, k.P_COUNT, k.P_PLAN):
+            new[0, column] = self._parts[row, column]
+        new[0, k.P_MAX_SHARING] = 256
+        new[0, k.P_CONTENT_OFFSET] = len(self._contents)
+        if len(self._contents) + self._n_base_contents > _INT32_MAX:
+            raise UsageError("too many renewed partitions", where="partition")
+        self._contents = np.concatenate([self._contents, self._empty_contents()])
+        self._parts = np.concatenate([self._parts, new])
+        return len(self._parts) - 2
+
+    def _sample(self) -> tuple[I64, I64]:
+        """Copies of the partition table and of what `kernels.sample` counts, by row."""
+        n_nodes = int(self._host[kernels.H_NODE_TOP])
+        out = np.zeros((len(self._parts), kernels.OUT_FIELDS), dtype=np.int64)
+        kernels.sample(
+            self._sites,
+            self._nodes,
+            self._frames,
+            self._parts,
+            self._host,
+            self._site_mm,
+            self._eligible,
+            self._sensitive,
+            np.zeros(n_nodes, dtype=np.int32),
+            np.zeros(n_nodes, dtype=np.uint8),
+            np.zeros(len(self._parts), dtype=np.int64),
+            out,
+        )
+        return self._parts.copy(), out
 
     def counters(self) -> Counters:
         """The host's counters now; O(sites)."""
+        parts, out = self._sample()
+        mm_slots = int(out[0, kernels.OUT_MM_SLOTS])
+        total = out.sum(axis=0)
+        total[kernels.OUT_MM_SLOTS] = mm_slots
+        return _counters(parts.sum(axis=0), total)
 
     def partition_counters(self) -> list[Counters]:
         """Counters of each partition of the plan, in order; O(sites)."""
+        parts, out = self._sample()
+        plan = self._parts[:, kernels.P_PLAN]
+        n = self._n_partitions + 1
+        if len(parts) > n:
+            for row in range(n, len(parts)):
+                parts[plan[row]] += parts[row]
+                out[plan[row]] += out[row]
+        return [_counters(parts[row], out[row]) for row in range(1, n)]
+
+    def one_partition_counters(self, partition: int) -> Counters:
+        """Counters of one partition alone, also of a renewed one; O(sites).
+
+        Frames and eligible pages are those of the plan: 0 for a renewed partition.
+        """
+        row = self._row(partition)
+        parts, out = self._sample()
+        return _counters(parts[row], out[row])
+
+
+def _counters(part: I64, out: I64) -> Counters:
+    k = kernels
+    p: list[int] = part.tolist()
+    o: list[int] = out.tolist()
+    items, nodes, chains = p[k.P_ITEMS], p[k.P_NODES], p[k.P_CHAINS]
+    mm_slots = o[k.OUT_MM_SLOTS]
+    saved = p[k.P_LIVE_BASE] - p[k.P_LIVE_PHYS]
+    saved_zero = p[k.P_LIVE_BASE_ZERO] - p[k.P_LIVE_PHYS_ZERO]
+    sharing, shared, unshared = p[k.P_SHARING], p[k.P_SHARED], p[k.P_UNSHARED]
+    return Counters(
+        base_frames=p[k.P_LIVE_BASE],
+        frames=p[k.P_LIVE_PHYS],
+        saved_frames=saved - saved_zero,
+        saved_zero_frames=saved_zero,
+        eligible_pages=o[k.OUT_ELIGIBLE],
+        pages_shared=shared,
+        pages_sharing=sharing,
+        pages_unshared=unshared,
+        pages_volatile=items - shared - sharing - unshared,
+        pages_scanned=p[k.P_SCANNED],
+        full_scans=p[k.P_FULL_SCANS],
+        general_profit_bytes=sharing * BYTES_PER_PAGE - items * RMAP_ITEM_BYTES,
+        rmap_items=items,
+        stable_nodes=nodes,
+        stable_chains=chains,
+        mm_slots=mm_slots,
+        metadata_bytes=items * RMAP_ITEM_BYTES
+        + (nodes + chains) * STABLE_NODE_BYTES
+        + mm_slots * MM_SLOT_BYTES,
+        merge_cpu_ns=p[k.P_CPU_NS],
+        cow_breaks=p[k.P_COW],
+        cow_cpu_ns=p[k.P_COW_NS],
+        cross_domain_pages=o[k.OUT_CROSS],
+        cross_domain_sensitive_pages=o[k.OUT_CROSS_SENSITIVE],
+        unmerge_frames=o[k.OUT_UNMERGE],
+    )
