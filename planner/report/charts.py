@@ -106,7 +106,6 @@ def _base(description: str, values: list[dict[str, Any]]) -> Spec:
         "width": "container",
         "height": _HEIGHT,
         "background": None,
-        "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"values": values},
         "config": {
             "font": "system-ui, sans-serif",
@@ -119,6 +118,11 @@ def _base(description: str, values: list[dict[str, Any]]) -> Spec:
                        "symbolStrokeWidth": 2.5},
         },
     }
+
+
+def _from_zero(values: list[dict[str, Any]]) -> Spec:
+    """Scale of an axis that starts at zero, also where there is nothing to draw."""
+    return {"zero": True} if values else {"zero": True, "domain": [0, 1]}
 
 
 def _colour_scale(facts: Facts) -> Spec:
@@ -139,9 +143,9 @@ def over_time_chart(result: Result, facts: Facts) -> Spec:
     domain = _colour_scale(facts)["domain"]
     spec["encoding"] = {
         "x": {"field": "time", "type": "quantitative", "title": f"time ({time_name})",
-              "scale": {"zero": True, "nice": False}},
+              "scale": _from_zero(values) | {"nice": False}},
         "y": {"field": "saved", "type": "quantitative",
-              "title": f"saved, zero pages not counted ({unit.name})", "scale": {"zero": True}},
+              "title": f"saved, zero pages not counted ({unit.name})", "scale": _from_zero(values)},
         "color": {"field": "policy", "type": "nominal", "title": None, "sort": None,
                   "scale": _colour_scale(facts)},
         "strokeDash": {"field": "policy", "type": "nominal", "title": None, "sort": None,
@@ -155,17 +159,11 @@ def over_time_chart(result: Result, facts: Facts) -> Spec:
     return spec
 
 
-def _three_sizes(values: list[dict[str, Any]]) -> list[float]:
-    """Zero, half and whole of the largest `cpu_s`, for a legend."""
-    largest = max((float(value["cpu_s"]) for value in values), default=0.0)
-    return sorted({0.0, float(f"{largest / 2:.2g}"), float(f"{largest:.2g}")})
-
-
 def exposure_chart(facts: Facts) -> Spec:
     """Saving against pages shared across domains; hollow twins count sensitive domains only."""
     unit = facts.unit
     kinds = ("all domains", "sensitive domains only")
-    values = []
+    values: list[dict[str, Any]] = []
     for strategy in facts.strategies:
         row = strategy.row
         point = {"policy": strategy.label, "saved": unit.value(strategy.saved_bytes),
@@ -179,18 +177,20 @@ def exposure_chart(facts: Facts) -> Spec:
     spec["mark"] = {"type": "point", "filled": True, "strokeWidth": 2, "strokeOpacity": 1,
                     "opacity": 1, "clip": False}
     colour = {"field": "policy", "type": "nominal", "sort": None, "scale": _colour_scale(facts)}
+    most_cpu_s: float = max((float(v["cpu_s"]) for v in values), default=0.0) or 1.0
     grey = {"symbolFillColor": _GREY, "symbolStrokeColor": _GREY}
     spec["encoding"] = {
         "x": {"field": "pages", "type": "quantitative", "title": "cross-domain pages",
-              "scale": {"zero": True}, "axis": {"tickMinStep": 1}},
+              "scale": _from_zero(values), "axis": {"tickMinStep": 1}},
         "y": {"field": "saved", "type": "quantitative",
-              "title": f"saved, zero pages not counted ({unit.name})", "scale": {"zero": True}},
+              "title": f"saved, zero pages not counted ({unit.name})", "scale": _from_zero(values)},
         "fill": colour | {"title": None},
         "stroke": colour | {"title": None},
         "fillOpacity": _FILLED_AS_GIVEN,
         "size": {"field": "cpu_s", "type": "quantitative", "title": "merge CPU (s)",
-                 "scale": {"type": "linear", "zero": True, "range": [40, 900]},
-                 "legend": grey | {"values": _three_sizes(values)}},
+                 "scale": {"type": "linear", "domain": [0, most_cpu_s], "range": [40, 900]},
+                 "legend": grey | {"values": [0, float(f"{most_cpu_s / 2:.2g}"),
+                                              float(f"{most_cpu_s:.2g}")], "format": "~g"}},
         "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
                     {"field": "saved", "type": "quantitative", "title": f"saved {unit.name}"},
                     {"field": "pages", "type": "quantitative", "title": "cross-domain pages"},
@@ -209,14 +209,14 @@ _FILLED = (0.95, 0.4, 0)
 def where_chart(facts: Facts) -> Spec:
     """Where the duplicate memory is: saved, saved as zero pages, and missed by each policy."""
     unit = facts.unit
-    values = []
+    values: list[dict[str, Any]] = []
     for strategy, missed in zip(facts.strategies, shortfall_bytes(facts), strict=True):
         parts = (strategy.saved_bytes, int(strategy.row["saved_zero_bytes"]), missed)
         values += [{"policy": strategy.label, "part": name, "order": i, "filled": filled,
                     "memory": unit.value(n)}
                    for i, (name, filled, n) in enumerate(zip(PARTS, _FILLED, parts, strict=True))]
     spec = _base("Memory saved, saved as zero pages, and missed, by strategy", values)
-    spec["height"] = {"step": 34}
+    spec["height"] = 34 * max(len(facts.strategies), 1)
     spec["mark"] = {"type": "bar", "strokeWidth": 1.5}
     colour = {"field": "policy", "type": "nominal", "sort": None, "scale": _colour_scale(facts),
               "legend": None}
@@ -225,7 +225,7 @@ def where_chart(facts: Facts) -> Spec:
               "axis": {"labelLimit": 200}},
         "x": {"field": "memory", "type": "quantitative",
               "title": f"memory at the end ({unit.name})", "stack": "zero",
-              "scale": {"zero": True}},
+              "scale": _from_zero(values)},
         "fill": colour,
         "stroke": colour,
         "fillOpacity": _FILLED_AS_GIVEN,

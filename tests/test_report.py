@@ -1,0 +1,442 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import unicodedata
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vl_convert
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.metrics import Result
+from planner.report import render_html, render_json, render_text
+from planner.report.charts import MAX_TIMES, charts, look, saved_over_time, shortfall_bytes
+from planner.report.facts import clean, distinct, gather, verdict
+from planner.report.html import MAX_PARTITIONS, script_json
+from tests.report_data import POLICIES, make_result
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+#: The Vega-Lite that is vendored for the reports.
+VEGA_LITE = "6.4"
+HOSTILE = "<script>alert(1)</script>"
+NASTY = ["</script><script>alert(1)</script>", "../../etc/passwd", "\x1b[31mred\x07\r\n", "‮evil",
+         "x" * 10_240, "x" * 10_241, '"><img src=x onerror=alert(1)>', "\x00", "{{ 7 * 7 }}"]
+
+
+def hostile_result() -> Result:
+    """Every text that a capture or a scenario can choose is hostile here."""
+    policies = [(name, *POLICIES[1][1:]) for name in NASTY]
+    result = make_result(policies, name=HOSTILE + "y" * 10_240, guest=HOSTILE, rerun=HOSTILE,
+                         timings=HOSTILE, assumptions=[HOSTILE, NASTY[4]])
+    result.run["traces"][0]["path"] = "../\x1b" + HOSTILE
+    result.run["versions"][HOSTILE] = HOSTILE
+    names = result.partitions.to_pylist()
+    for row in names:
+        row.update(partition=HOSTILE, host="../\x1b" + HOSTILE, domains=[HOSTILE, *NASTY])
+    partitions = type(result.partitions).from_pylist(names, schema=result.partitions.schema)
+    return Result(result.scenario, result.run, result.summary, result.hosts, partitions,
+                  result.events)
+
+
+class Page(HTMLParser):
+    """The elements of a page: `scripts`, `tables` as rows of cell texts, `text` without scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = ""
+        self._raw = ""
+        self._in_cell = False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._raw = tag
+            if tag == "script":
+                self.scripts.append("")
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._raw:
+            self._raw = ""
+        elif tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._raw == "script":
+            self.scripts[-1] += data
+        elif not self._raw:
+            self.text += data
+            if self._in_cell:
+                self.tables[-1][-1][-1] += data.strip()
+
+
+def compiled(spec: dict[str, Any]) -> str:
+    """The chart as SVG; raises ValueError where Vega-Lite or Vega refuse it."""
+    return vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+
+
+RESULTS = {
+    "usual": make_result(),
+    "one policy": make_result(POLICIES[:1]),
+    "no policy": make_result([]),
+    "no sample": make_result(n_samples=0),
+    "twenty policies": make_result([(f"p{i}", *POLICIES[1][1:]) for i in range(20)]),
+    "less than nothing": make_result([POLICIES[0], ("loss", "ksmd", "none", -3, 0, 0, 0, 1.0,
+                                                    None)]),
+    "hostile": hostile_result(),
+}
+
+
+@pytest.mark.parametrize("chart", ["over-time", "exposure", "where"])
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_chart_compiles(name: str, chart: str) -> None:
+    svg = compiled(charts(RESULTS[name])[chart])
+    assert svg.startswith("<svg")
+    assert "NaN" not in svg
+
+
+def test_compiling_a_broken_chart_fails() -> None:
+    spec = charts(make_result())["over-time"]
+    broken = copy.deepcopy(spec)
+    broken["mark"]["type"] = "no-such-mark"
+    with pytest.raises(ValueError, match="conversion failed"):
+        compiled(broken)
+    # A selection repeated by layers is what once stopped a whole page.
+    layer = {"mark": "line", "encoding": spec["encoding"], "params": spec["params"]}
+    with pytest.raises(ValueError, match=r"[Dd]uplicate signal"):
+        compiled({"data": spec["data"], "layer": [layer, copy.deepcopy(layer)]})
+
+
+def test_the_vendored_vega_lite_is_the_one_the_charts_are_compiled_with() -> None:
+    script = (ROOT / "planner/report/assets/vega-lite.min.js").read_text()
+    assert f'"{VEGA_LITE}.' in script
+
+
+def test_a_policy_has_one_colour_on_the_whole_page() -> None:
+    result = make_result()
+    facts = gather(result)
+    expected = {s.label: look(s.index).colour for s in facts.strategies}
+    assert len(set(expected.values())) == len(expected)
+    for spec in charts(result).values():
+        for channel in ("color", "fill", "stroke"):
+            scale = spec["encoding"].get(channel, {}).get("scale")
+            if scale:
+                assert dict(zip(scale["domain"], scale["range"], strict=True)) == expected
+    html = render_html(result)
+    for label, colour in expected.items():
+        found = re.findall(r'background:(#\w+)"></i>' + re.escape(label), html)
+        assert set(found) == {colour}
+
+
+def test_policies_beyond_the_palette_still_look_different() -> None:
+    looks = [(look(i).colour, tuple(look(i).dash)) for i in range(25)]
+    assert len(set(looks)) == 25
+
+
+def test_memory_axes_start_at_zero() -> None:
+    for name, axis in (("over-time", "y"), ("exposure", "y"), ("exposure", "x"), ("where", "x")):
+        assert charts(make_result())[name]["encoding"][axis]["scale"]["zero"] is True
+
+
+def test_savings_over_time_are_added_up_over_hosts_and_thinned_evenly() -> None:
+    result = make_result(n_samples=1000)
+    rows = result.hosts.to_pylist()
+    both = [*rows, *({**row, "host": "second"} for row in rows)]
+    doubled = Result(result.scenario, result.run, result.summary,
+                     type(result.hosts).from_pylist(both, schema=result.hosts.schema),
+                     result.partitions, result.events)
+    times, saved = saved_over_time(doubled, gather(doubled))
+    assert len(times) == MAX_TIMES
+    assert (times[0], times[-1]) == (rows[0]["time_ns"], rows[-1]["time_ns"])
+    assert saved["ksmd-global"][times[-1]] == 2 * 412 * 2**20
+
+
+def test_the_shortfall_is_taken_from_the_strategy_that_gets_most() -> None:
+    mib = [n // 2**20 for n in shortfall_bytes(gather(make_result()))]
+    assert mib == [508, 0, 181, 114]
+
+
+# --- verdict ---------------------------------------------------------------------------------
+
+
+def sentences(*policies: tuple[Any, ...], **options: Any) -> str:
+    return " ".join(verdict(gather(make_result([POLICIES[0], *policies], **options))))
+
+
+GLOBAL, DOMAIN = POLICIES[1], POLICIES[2]
+
+
+def test_the_verdict_names_the_best_safe_policy_and_what_the_unsafe_one_adds() -> None:
+    text = sentences(GLOBAL, DOMAIN)
+    assert text.startswith("sync-domain saves 231 MiB (12.5 %) of the 1853 MiB")
+    assert "ksmd-global would save 181 MiB more, but shares 61 240 merged pages" in text
+    assert "9 120 of them with a sensitive domain" in text
+    assert "undone at once, 231 MiB of free memory" in text
+    assert "not validated" in text
+
+
+def test_the_verdict_says_do_not_enable_below_one_percent() -> None:
+    text = sentences((*DOMAIN[:3], 18, 0, *DOMAIN[5:]))
+    assert text.startswith("Do not enable merging here: the best strategy, sync-domain, saves only")
+    assert "18.0 MiB (0.97 %)" in text
+    assert sentences((*DOMAIN[:3], 19, 0, *DOMAIN[5:])).startswith("sync-domain saves 19.0 MiB")
+
+
+def test_the_verdict_of_a_run_that_saves_nothing_says_so() -> None:
+    assert sentences().startswith("Do not enable merging here: no strategy saves any memory.")
+    assert sentences(("loss", "ksmd", "none", -3, 0, 0, 0, 1.0, None)).startswith("Do not enable")
+
+
+def test_the_verdict_points_to_ballooning_when_only_zero_pages_are_worth_it() -> None:
+    text = sentences((*DOMAIN[:3], 0, 200, *DOMAIN[5:]))
+    assert "Zero pages would give back 200 MiB under sync-domain, which ballooning" in text
+
+
+def test_the_verdict_refuses_when_only_sharing_across_domains_saves() -> None:
+    text = sentences(GLOBAL, (*DOMAIN[:3], 3, *DOMAIN[4:]))
+    assert text.startswith("Do not enable merging unless domains may share pages: the best "
+                           "strategy that keeps them apart, sync-domain, saves only 3.00 MiB")
+    assert "ksmd-global saves 412 MiB (22.2 %)" in text
+    assert sentences(GLOBAL).startswith("Do not enable merging unless domains may share pages: no ")
+
+
+def test_the_verdict_says_when_sharing_across_domains_does_not_pay() -> None:
+    text = sentences((*GLOBAL[:3], 200, *GLOBAL[4:]), DOMAIN)
+    assert "Sharing across domains would not pay: ksmd-global" in text
+    assert "No strategy compared here shares pages across domains." in sentences(DOMAIN)
+
+
+def test_the_verdict_has_at_most_three_sentences() -> None:
+    for result in RESULTS.values():
+        assert 1 <= len(verdict(gather(result))) <= 3
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(st.lists(st.one_of(st.text(), st.sampled_from(NASTY)), max_size=12))
+def test_names_become_short_printable_and_stay_distinct(names: list[str]) -> None:
+    labels = distinct(names)
+    assert set(labels) == set(names)
+    assert len(set(labels.values())) == len(set(names))
+    for label in labels.values():
+        assert 0 < len(label) <= 48
+        assert not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in label)
+
+
+def test_an_ordinary_name_is_left_alone() -> None:
+    assert clean("web-größe_1") == "web-größe_1"
+    assert clean("x" * 48) == "x" * 48
+    assert clean("x" * 49) == "x" * 47 + "…"
+
+
+@given(st.recursive(st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(
+    st.text(), x)))
+def test_json_in_a_script_element_cannot_leave_it(value: Any) -> None:
+    text = script_json(value)
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == value
+
+
+# --- HTML ------------------------------------------------------------------------------------
+
+
+def test_the_page_allows_no_network_and_names_no_resource() -> None:
+    html = render_html(make_result())
+    page = Page(html)
+    policies = [a["content"] for tag, a in page.tags if a.get("http-equiv")]
+    assert policies == ["default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
+                        "style-src 'unsafe-inline'; img-src data:"]
+    assert not [(tag, a) for tag, a in page.tags if {"src", "href", "action", "data"} & set(a)]
+    assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object", "base"}
+    assert "sourceMappingURL" not in html
+
+
+def test_the_page_reads_without_scripts() -> None:
+    result = make_result()
+    page = Page(render_html(result))
+    facts = gather(result)
+    times, saved = saved_over_time(result, facts)
+    (table,) = (t for t in page.tables if t[0][0] == "timemin")
+    assert table[0][1:] == [s.label for s in facts.strategies]
+    assert [[row[0], *row[1:]] for row in table[1:]] == [
+        [f"{t / 60e9:g}", *(facts.unit.figures(saved[s.label][t]) for s in facts.strategies)]
+        for t in times]
+    strategies, counters = page.tables[0], next(t for t in page.tables if "eligibleMiB" in t[0])
+    row = dict(zip(strategies[0], strategies[2], strict=True))
+    assert row == {
+        "strategy": "ksmd-global", "merges": "ksmd 1000/20ms", "partitions": "1by none",
+        "savedMiB": "412", "of guest memory": "22.2 %", "saved_zeroMiB": "96.0",
+        "cross-domainpages": "61 240", "sensitivepages": "9 120", "merge CPU": "9.40 s2.61 %",
+        "time to 90 %": "3.50 min", "COW breaks": "2 636", "if unmergedMiB": "412"}
+    assert [r[counters[0].index("less than bestMiB")] for r in counters[1:]] == [
+        "508", "0", "181", "114"]
+
+
+def test_the_page_is_the_same_bytes_for_the_same_result() -> None:
+    code = ("import hashlib; from tests.report_data import make_result;"
+            "from planner.report import render_html;"
+            "print(hashlib.sha256(render_html(make_result()).encode()).hexdigest())")
+    digests = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True,
+                              capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed,
+                                                        "TZ": zone}).stdout.strip()
+               for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo"))}
+    assert digests == {hashlib.sha256(render_html(make_result()).encode()).hexdigest()}
+
+
+def test_hostile_names_stay_text_in_the_page() -> None:
+    usual, page = Page(render_html(make_result())), Page(html := render_html(hostile_result()))
+    assert len(page.scripts) == len(usual.scripts)
+    assert {tag for tag, _ in page.tags} == {tag for tag, _ in usual.tags}
+    assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
+    assert HOSTILE in page.text
+    assert "{{ 7 * 7 }}" in page.text
+    own = html.split("<script>")[0]
+    assert not [c for c in own if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"]
+    assert max(map(len, own.split("\n"))) < 20_000
+    html.encode()
+    specs = [json.loads(text) for text in page.scripts[:3]]
+    assert specs == list(charts(hostile_result()).values())
+
+
+def test_the_page_says_in_red_that_nothing_was_validated() -> None:
+    def warnings(result: Result) -> list[str]:
+        return re.findall(r'class="warning".*?</section>', render_html(result), re.DOTALL)
+
+    (warning,) = warnings(make_result())
+    assert "Not validated on your hardware" in warning
+    assert "builtin:unmeasured" in warning
+    (half,) = warnings(make_result(timings="calibration/lab.json"))
+    assert "Timings not measured" not in half
+    assert warnings(make_result(timings="calibration/lab.json", validation={"host": "lab"})) == []
+
+
+def test_the_page_shows_the_largest_partitions_and_counts_the_rest() -> None:
+    html = render_html(make_result(n_partitions=25))
+    page = Page(html)
+    (table,) = (t for t in page.tables if t[0][1] == "partition")
+    shown = [row for row in table if row[0] == "sync-domain"]
+    assert len(shown) == MAX_PARTITIONS
+    saved = [float(row[table[0].index("savedMiB")]) for row in shown]
+    assert saved == sorted(saved, reverse=True)
+    assert "15 more of 25 partitions of sync-domain" in page.text
+
+
+def test_the_page_of_an_odd_result_is_still_a_page() -> None:
+    for result in RESULTS.values():
+        assert Page(render_html(result)).tags[-1][0] == "script"
+
+
+# --- text and JSON ---------------------------------------------------------------------------
+
+
+def golden(name: str, text: str) -> None:
+    path = HERE / "golden" / name
+    if os.environ.get("PLANNER_ACCEPT"):
+        path.write_text(text)
+    assert text == path.read_text(), f"accept with: PLANNER_ACCEPT=1 pytest {Path(__file__).name}"
+
+
+def test_the_terminal_report_is_the_golden_one() -> None:
+    golden("report-100.txt", render_text(make_result(), width=100, colour=False))
+    golden("report-72.txt", render_text(make_result(), width=72, colour=False))
+
+
+@pytest.mark.parametrize("width", [1, 40, 60, 80, 100, 120, 200])
+def test_the_terminal_report_fits_its_width(width: int) -> None:
+    for result in RESULTS.values():
+        lines = render_text(result, width=width, colour=False).splitlines()
+        assert max(map(len, lines)) <= max(width, 40)
+
+
+def test_the_terminal_report_is_one_table_in_100_columns() -> None:
+    text = render_text(make_result(), width=100, colour=False)
+    assert sum(line.startswith("POLICY") for line in text.splitlines()) == 1
+
+
+def test_hostile_names_send_nothing_to_the_terminal() -> None:
+    text = render_text(hostile_result(), width=100, colour=False)
+    assert not [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"]
+
+
+def test_colours_change_nothing_but_the_colour() -> None:
+    for result in RESULTS.values():
+        coloured = render_text(result, width=100, colour=True)
+        assert re.sub(r"\x1b\[\d+m", "", coloured) == render_text(result, width=100, colour=False)
+        assert "\x1b[" in coloured
+
+
+def test_the_json_report_is_json_with_a_version() -> None:
+    result = make_result()
+    rows = result.summary.to_pylist()
+    rows[1]["saved_share"] = float("nan")
+    table = type(result.summary).from_pylist(rows, schema=result.summary.schema)
+    document = render_json(Result(result.scenario, result.run, table, result.hosts,
+                                  result.partitions, result.events))
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["format_version"] == "1.0"
+    assert [p["policy"] for p in document["policies"]] == [p[0] for p in POLICIES]
+    assert document["policies"][1]["saved_share"] is None
+    assert document["policies"][2]["saved_bytes"] == 231 * 2**20
+    assert document["policies"][0]["time_to_90_ns"] is None
+
+
+# --- package ---------------------------------------------------------------------------------
+
+
+def test_importing_the_reports_loads_no_heavy_library() -> None:
+    code = ("import sys, planner.report; "
+            "print(sorted({'jinja2', 'numba', 'pyarrow', 'numpy', 'rich'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True,
+                          capture_output=True)
+    assert done.stdout.strip() == "[]"
+
+
+def vendor_check(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, ROOT / ".ci/vendor_js", "--check", folder],
+                          check=False, text=True, capture_output=True)
+
+
+def test_the_vendored_scripts_are_the_pinned_ones_and_have_licences(tmp_path: Path) -> None:
+    assets = ROOT / "planner/report/assets"
+    assert vendor_check(assets).returncode == 0
+    scripts = {p.name.removesuffix(".min.js") for p in assets.glob("*.min.js")}
+    assert scripts == {"vega", "vega-lite", "vega-embed"}
+    assert scripts <= {p.name.removeprefix("LICENSE-") for p in assets.glob("LICENSE-*")}
+    copied = tmp_path / "assets"
+    shutil.copytree(assets, copied)
+    with (copied / "vega.min.js").open("a") as file:
+        file.write(" ")
+    (copied / "LICENSE-d3").unlink()
+    done = vendor_check(copied)
+    assert done.returncode == 1
+    assert "vega.min.js: altered" in done.stderr
+    assert "LICENSE-d3: missing" in done.stderr
+
+
+def test_vendored_scripts_cannot_end_their_element() -> None:
+    for path in (ROOT / "planner/report/assets").glob("*.js"):
+        assert not re.search(r"</script|<!--", path.read_text(encoding="utf-8"), re.IGNORECASE)
