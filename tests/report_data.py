@@ -87,10 +87,14 @@ def make_result(policies: list[tuple[Any, ...]] | None = None, *, guest_mib: int
         "policies": [{"name": p[0]} for p in policies],
     }
     record = {
+        "format_version": 1, "status": "complete", "digest": "4f1c9a" * 10 + "0000",
+        "validated": False,
         "versions": {"planner": "0.1.0", "python": "3.11.2", "numpy": "2.4.6"}, "seed": 1,
-        "traces": [{"path": "traces/guests", "digest": "b3f2" * 16, "guests": 12, "snapshots": 5,
-                    "span_ns": HORIZON_NS}],
-        "timings": timings, "started": "2026-11-23T01:02:03Z", "elapsed_ns": 9 * SECOND,
+        "traces": [{"path": "traces/guests", "status": "complete", "digest": "b3f2" * 16,
+                    "n_guests": 12, "n_snapshots": 5, "n_pages": 474_368,
+                    "span_ns": HORIZON_NS, "hash": "xxh64-siphash24", "key_id": "5c1f09aa",
+                    "source": "procfs"}],
+        "timings": [timings], "created": "2026-11-23T01:02:03+00:00", "elapsed_s": 9.123,
         "assumptions": ["Changes between two snapshots happen at the end of the epoch.",
                         "Swap, migration and huge page splits are not simulated."],
         **run,

@@ -37,7 +37,7 @@ NASTY = ["</script><script>alert(1)</script>", "../../etc/passwd", "\x1b[31mred\
 def hostile_result() -> Result:
     """Every text that a capture or a scenario can choose is hostile here."""
     policies = [(name, *POLICIES[1][1:]) for name in NASTY]
-    result = make_result(policies, name=HOSTILE + "y" * 10_240, guest=HOSTILE, rerun=HOSTILE,
+    result = make_result(policies, name=HOSTILE + "y" * 10_240, guest=HOSTILE,
                          timings=HOSTILE, assumptions=[HOSTILE, NASTY[4]])
     result.run["traces"][0]["path"] = "../\x1b" + HOSTILE
     result.run["versions"][HOSTILE] = HOSTILE
@@ -331,7 +331,7 @@ def test_the_page_says_in_red_that_nothing_was_validated() -> None:
     assert "builtin:unmeasured" in warning
     (half,) = warnings(make_result(timings="calibration/lab.json"))
     assert "Timings not measured" not in half
-    assert warnings(make_result(timings="calibration/lab.json", validation={"host": "lab"})) == []
+    assert warnings(make_result(timings="calibration/lab.json", validated=True)) == []
 
 
 def test_the_page_shows_the_largest_partitions_and_counts_the_rest() -> None:
@@ -440,3 +440,13 @@ def test_the_vendored_scripts_are_the_pinned_ones_and_have_licences(tmp_path: Pa
 def test_vendored_scripts_cannot_end_their_element() -> None:
     for path in (ROOT / "planner/report/assets").glob("*.js"):
         assert not re.search(r"</script|<!--", path.read_text(encoding="utf-8"), re.IGNORECASE)
+
+
+def test_a_second_run_differs_in_the_date_of_the_header_alone() -> None:
+    first = render_html(make_result())
+    assert render_html(make_result(elapsed_s=77.7)) == first
+    later = render_html(make_result(created="2027-01-01T00:00:00+00:00"))
+    changed = [(a, b) for a, b in zip(first.splitlines(), later.splitlines(), strict=True)
+               if a != b]
+    assert len(changed) == 1
+    assert "2027-01-01" in changed[0][1]

@@ -96,10 +96,13 @@ def shortfall_bytes(facts: Facts) -> list[int]:
     return [most - total for total in totals]
 
 
-def _base(description: str, values: list[dict[str, Any]]) -> Spec:
+def _base(description: str, facts: Facts, values: list[dict[str, Any]]) -> Spec:
     axis = {"labelColor": _GREY, "titleColor": _GREY, "domainColor": _GREY, "tickColor": _GREY,
             "gridColor": _GREY, "gridOpacity": 0.25, "titleFontWeight": "normal",
             "labelFontSize": 12, "titleFontSize": 12, "titlePadding": 8}
+    longest = max((len(s.label) for s in facts.strategies), default=0)
+    # Legends do not wrap: as many columns as fit half a page.
+    columns = next(n for n, width in ((4, 10), (3, 16), (2, 28), (1, longest)) if longest <= width)
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "description": description,
@@ -111,10 +114,10 @@ def _base(description: str, values: list[dict[str, Any]]) -> Spec:
             "font": "system-ui, sans-serif",
             "view": {"stroke": None},
             "axis": axis,
-            "legend": {"orient": "bottom", "columns": 3,
+            "legend": {"orient": "bottom", "columns": columns,
                        "layout": {"bottom": {"direction": "vertical", "anchor": "start"}},
                        "labelColor": _GREY, "titleColor": _GREY, "titleFontWeight": "normal",
-                       "labelFontSize": 12, "titleFontSize": 12, "labelLimit": 220,
+                       "labelFontSize": 12, "titleFontSize": 12, "labelLimit": 320,
                        "symbolStrokeWidth": 2.5},
         },
     }
@@ -136,7 +139,7 @@ def over_time_chart(result: Result, facts: Facts) -> Spec:
     times, saved = saved_over_time(result, facts)
     values = [{"policy": label, "time": round(t / time_ns, 4), "saved": unit.value(series[t])}
               for label, series in saved.items() for t in times if t in series]
-    spec = _base("Saved memory over time, one line per strategy", values)
+    spec = _base("Saved memory over time, one line per strategy", facts, values)
     spec["params"] = [{"name": "picked", "bind": "legend",
                        "select": {"type": "point", "fields": ["policy"]}}]
     spec["mark"] = {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5}
@@ -173,7 +176,8 @@ def exposure_chart(facts: Facts) -> Spec:
         if facts.has_sensitive:
             values.append(point | {"pages": int(row["cross_domain_sensitive_pages"]),
                                    "counted": kinds[1], "filled": 0})
-    spec = _base("Saved memory against pages shared across domains, one point per strategy", values)
+    spec = _base("Saved memory against pages shared across domains, one point per strategy", facts,
+                 values)
     spec["mark"] = {"type": "point", "filled": True, "strokeWidth": 2, "strokeOpacity": 1,
                     "opacity": 1, "clip": False}
     colour = {"field": "policy", "type": "nominal", "sort": None, "scale": _colour_scale(facts)}
@@ -215,7 +219,7 @@ def where_chart(facts: Facts) -> Spec:
         values += [{"policy": strategy.label, "part": name, "order": i, "filled": filled,
                     "memory": unit.value(n)}
                    for i, (name, filled, n) in enumerate(zip(PARTS, _FILLED, parts, strict=True))]
-    spec = _base("Memory saved, saved as zero pages, and missed, by strategy", values)
+    spec = _base("Memory saved, saved as zero pages, and missed, by strategy", facts, values)
     spec["height"] = 34 * max(len(facts.strategies), 1)
     spec["mark"] = {"type": "bar", "strokeWidth": 1.5}
     colour = {"field": "policy", "type": "nominal", "sort": None, "scale": _colour_scale(facts),

@@ -6,8 +6,6 @@ control characters, short, and distinct. Escaping for HTML is the template's par
 
 from __future__ import annotations
 
-import hashlib
-import json
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -149,30 +147,6 @@ class Facts:
         return bool(self.timings) and not any(_UNMEASURED in label for label in self.timings)
 
 
-def _digest(result: Result) -> str:
-    for key in ("scenario_digest", "digest"):
-        if result.run.get(key):
-            return clean(result.run[key], 80)
-    canonical = json.dumps(result.scenario, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _timings(result: Result) -> tuple[str, ...]:
-    """Labels of the timings used, each once, sorted."""
-    given = result.run.get("timings")
-    labels: set[str] = set()
-    if isinstance(given, str):
-        labels.add(given)
-    elif isinstance(given, Mapping):
-        labels.update(str(label) for label in given.values() if isinstance(label, str))
-    elif isinstance(given, Iterable):
-        labels.update(str(label) for label in given)
-    if not labels:
-        labels.update(str(h["timings"]) for h in result.scenario.get("hosts", ())
-                      if h.get("timings"))
-    return tuple(sorted(clean(label) for label in labels))
-
-
 def gather(result: Result) -> Facts:
     """Read what every report needs from `result`."""
     rows = result.summary.to_pylist()
@@ -187,17 +161,17 @@ def gather(result: Result) -> Facts:
     domains = scenario.get("domains") or {}
     return Facts(
         title=clean(scenario.get("name", ""), 80),
-        digest=_digest(result),
+        digest=clean(result.run["digest"], 80),
         strategies=strategies,
         labels=labels,
         unit=memory_unit(largest),
         horizon_ns=int(scenario.get("horizon_ns", 0)),
         n_guests=n_guests,
         n_hosts=len(scenario.get("hosts", ())),
-        timings=_timings(result),
+        timings=tuple(clean(label) for label in result.run["timings"]),
         has_sensitive=bool(domains.get("sensitive"))
         or any(int(r["cross_domain_sensitive_pages"]) for r in rows),
-        has_validation=bool(result.run.get("validation")),
+        has_validation=bool(result.run["validated"]),
     )
 
 

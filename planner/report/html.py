@@ -26,6 +26,8 @@ __all__ = ["render_html", "script_json"]
 #: Partitions shown per policy; all of them stay in partitions.parquet.
 MAX_PARTITIONS = 10
 _MAX_DOMAINS = 5
+#: What differs between two runs of one scenario; the date stands in the header alone.
+_VOLATILE = frozenset({"created", "elapsed_s"})
 #: Longest text shown in the folded scenario.
 _MAX_VALUE = 300
 _SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
@@ -177,12 +179,15 @@ def _partition_groups(result: Result, facts: Facts) -> list[dict[str, Any]]:
 
 def _trace_rows(result: Result) -> list[dict[str, str]]:
     return [{
-        "path": clean(trace.get("path", ""), 200),
-        "digest": clean(trace.get("digest", ""), 80),
-        "guests": format_count(int(trace.get("guests", 0))),
-        "snapshots": format_count(int(trace.get("snapshots", 0))),
-        "span": format_duration(int(trace.get("span_ns", 0))),
-    } for trace in result.run.get("traces", ())]
+        "path": clean(trace["path"], 200),
+        "status": clean(trace["status"], 24),
+        "digest": clean(trace["digest"], 80),
+        "guests": format_count(trace["n_guests"]),
+        "snapshots": format_count(trace["n_snapshots"]),
+        "pages": format_count(trace["n_pages"]),
+        "span": format_duration(trace["span_ns"]),
+        "hash": clean(f"{trace['hash']}, key {trace['key_id']}", 60),
+    } for trace in result.run["traces"]]
 
 
 def render_html(result: Result) -> str:
@@ -200,13 +205,12 @@ def render_html(result: Result) -> str:
         loader=DictLoader({"report.html": _asset("report.html")}), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True)
-    versions = run.get("versions") or {}
     shown = {
         "title": facts.title,
         "digest": facts.digest,
-        "started": clean(run.get("started", ""), 40),
-        "versions": ", ".join(f"{clean(k, 24)} {clean(v, 40)}" for k, v in versions.items()),
-        "seed": clean(run.get("seed", result.scenario.get("seed", "")), 24),
+        "started": clean(run["created"], 40),
+        "versions": ", ".join(f"{clean(k, 24)} {clean(v, 40)}" for k, v in run["versions"].items()),
+        "seed": clean(run["seed"], 24),
         "n_guests": format_count(facts.n_guests),
         "n_hosts": format_count(facts.n_hosts),
         "horizon": format_duration(facts.horizon_ns),
@@ -219,11 +223,10 @@ def render_html(result: Result) -> str:
         "strategies": _strategy_rows(facts),
         "over_time": _time_table(result, facts),
         "partitions": _partition_groups(result, facts),
-        "assumptions": [clean(text, 1000) for text in run.get("assumptions", ())],
+        "assumptions": [clean(text, 1000) for text in run["assumptions"]],
         "traces": _trace_rows(result),
-        "rerun": clean(run.get("rerun", "planner run scenario.yaml"), 400),
         "scenario": _shown_json(result.scenario),
-        "run": _shown_json(run),
+        "run": _shown_json({key: value for key, value in run.items() if key not in _VOLATILE}),
         # Everything below is our own, or JSON that cannot leave its element.
         "specs": {key: Markup(script_json(spec))
                   for key, spec in charts(result, facts).items()},
