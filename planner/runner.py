@@ -23,7 +23,7 @@ from planner.metrics import EVENTS, HOSTS, PARTITIONS, SUMMARY, Recorder, Result
 from planner.policies.partition import partition_text
 from planner.policies.timing import merge_text
 from planner.results import scenario_digest
-from planner.scenario import load
+from planner import scenario as scenarios
 from planner.scenario.spec import GuestFacts, Scenario, TraceFacts, to_json
 from planner.trace import Trace, open_trace
 
@@ -90,7 +90,7 @@ def load_scenario(path: Path | str, overrides: Sequence[str] = (), *,
     `overrides` are `key=value` texts that replace values of the file. Raises ScenarioError with
     all problems, or DataError for a trace that cannot be used.
     """
-    return load.load_scenario(Path(path), (store or TraceStore()).facts, overrides)
+    return scenarios.load_scenario(Path(path), (store or TraceStore()).facts, overrides)
 
 
 def run_digest(scenario: Scenario) -> str:

@@ -42,7 +42,8 @@ def class_value(host: FleetHost, site_class: SiteClass, key: str) -> str:
 
 def partition_classes(host: FleetHost, policy: PolicySpec) -> PartitionMap:
     """Map every class of `host` to a partition of `policy`."""
-    ids: dict[tuple[str, ...], int] = {}
+    # One merge space is there even when everything is excluded from it.
+    ids: dict[tuple[str, ...], int] = {} if policy.partition_by else {(): 0}
     of_class = np.full(len(host.classes), -1, np.int32)
     for index, site_class in enumerate(host.classes):
         if _is_excluded(host, site_class, policy.exclude):

@@ -1,0 +1,175 @@
+"""The engine: what policies do to hosts whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from planner.metrics import Result
+from planner.policies.timing import merge_text, merge_times
+from planner.runner import run
+from planner.scenario.spec import Ksmd, PolicySpec, Sync, Trigger
+from planner.trace import PageColumns
+from tests.scenario_builder import NEVER, SECOND, scenario_for
+from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
+
+FAST = Ksmd(pages_to_scan=1000, sleep_millisecs=20)
+AT_BOOT = Sync((Trigger("boot", 5 * SECOND, 0),))
+METADATA = {"rmap_item": 64, "stable_node": 64, "mm_slot": 48}
+
+
+def guests(*snapshots_of_each: list[PageColumns]) -> list[GuestPlan]:
+    tenants = ("red", "red", "blue", "green")
+    return [GuestPlan(f"g{index}", {"tenant": tenants[index]}, [MmPlan(snapshots)])
+            for index, snapshots in enumerate(snapshots_of_each)]
+
+
+def run_on(path: Path, *policies: PolicySpec, **options: object) -> Result:
+    return run(scenario_for(path, (NEVER, *policies), **options))  # type: ignore[arg-type]
+
+
+def row(result: Result, policy: str) -> dict[str, object]:
+    return next(r for r in result.summary.to_pylist() if r["policy"] == policy)
+
+
+@pytest.fixture
+def still(tmp_path: Path) -> Path:
+    """Three guests of two tenants that share contents 1..100 and never change."""
+    def pages(own: int) -> list[PageColumns]:
+        return [pages_of([*range(1, 101), *range(own, own + 50)])] * 2
+
+    return build_trace(tmp_path / "still", guests(pages(1000), pages(2000), pages(3000)))
+
+
+def test_never_saves_nothing_and_costs_nothing(still: Path) -> None:
+    off = row(run_on(still), "off")
+    assert off["guest_memory_bytes"] == 450 * 4096
+    assert [off[name] for name in ("saved_bytes", "saved_zero_bytes", "metadata_bytes",
+                                   "pages_sharing", "merge_cpu_ns", "unmerge_bytes")] == [0] * 6
+    assert off["time_to_90_ns"] is None
+
+
+def test_one_merge_space_finds_every_duplicate(still: Path) -> None:
+    found = row(run_on(still, PolicySpec("ksmd", (), (), FAST)), "ksmd")
+    assert (found["pages_shared"], found["pages_sharing"]) == (100, 200)
+    assert found["pages_unshared"] == 150
+    assert found["metadata_bytes"] == 450 * 64 + 100 * 64 + 3 * 48
+    assert found["saved_bytes"] == 200 * 4096 - (450 * 64 + 100 * 64 + 3 * 48)
+    assert found["general_profit_bytes"] == 200 * 4096 - 450 * 64
+    assert found["cross_domain_pages"] == 300
+    assert found["unmerge_bytes"] == 200 * 4096
+
+
+def test_a_boundary_loses_what_was_shared_across_it(still: Path) -> None:
+    result = run_on(still, PolicySpec("domain", ("domain",), (), AT_BOOT),
+                    PolicySpec("guest", ("guest",), (), AT_BOOT))
+    domain, guest = row(result, "domain"), row(result, "guest")
+    assert (domain["pages_shared"], domain["pages_sharing"]) == (100, 100)
+    assert domain["cross_domain_pages"] == 0
+    assert guest["pages_sharing"] == 0
+    assert domain["n_partitions"] == 2
+    by_partition = {(r["policy"], r["partition"]): r for r in result.partitions.to_pylist()}
+    assert by_partition["domain", "red"]["pages_sharing"] == 100
+    assert by_partition["domain", "red"]["domains"] == ["red"]
+    assert by_partition["domain", "blue"]["pages_sharing"] == 0
+
+
+def test_ksmd_in_partitions_reaches_what_synchronous_merging_does(still: Path) -> None:
+    result = run_on(still, PolicySpec("sync", ("domain",), (), AT_BOOT),
+                    PolicySpec("ksmd", ("domain",), (), FAST))
+    sync, ksmd = row(result, "sync"), row(result, "ksmd")
+    assert (sync["pages_shared"], sync["pages_sharing"]) == (
+        ksmd["pages_shared"], ksmd["pages_sharing"])
+
+
+def test_exposure_of_sensitive_domains_stands_apart(tmp_path: Path) -> None:
+    path = build_trace(tmp_path / "t", guests(
+        [pages_of([1, 2, 3])], [pages_of([1, 9, 8])], [pages_of([1, 2, 7])],
+        [pages_of([7, 6, 5])]))
+    found = row(run_on(path, PolicySpec("sync", (), (), Sync((Trigger("boot", 0, 0),))),
+                       sensitive=("green",), horizon_ns=SECOND), "sync")
+    # Content 1: red, red, blue; 2: red, blue; 7: blue, green. Only 7 exposes green.
+    assert found["cross_domain_pages"] == 7
+    assert found["cross_domain_sensitive_pages"] == 2
+
+
+def test_zero_pages_are_counted_apart(tmp_path: Path) -> None:
+    path = build_trace(tmp_path / "t", guests([pages_of([0, 0, 0, 1])] * 2,
+                                              [pages_of([0, 1, 2, 3])] * 2))
+    found = row(run_on(path, PolicySpec("sync", (), (), AT_BOOT)), "sync")
+    assert found["saved_zero_bytes"] == 3 * 4096
+    assert found["saved_bytes"] == 4096 - found["metadata_bytes"]  # type: ignore[operator]
+
+
+def test_what_fork_shares_already_is_not_a_saving(tmp_path: Path) -> None:
+    shared = pages_of([1, 2, 3], frames=[0, 1, 2])
+    path = build_trace(tmp_path / "t", [
+        GuestPlan("a", {}, [MmPlan([shared] * 2), MmPlan([shared] * 2)])])
+    found = row(run_on(path, PolicySpec("ksmd", (), (), FAST)), "ksmd")
+    assert found["guest_memory_bytes"] == 3 * 4096
+    assert found["saved_bytes"] == -found["metadata_bytes"]  # type: ignore[operator]
+    assert found["pages_sharing"] == 0
+
+
+def test_writes_break_merges_and_are_counted(tmp_path: Path) -> None:
+    before, after = pages_of(range(1, 101)), pages_of([*range(1, 51), *range(501, 551)])
+    path = build_trace(tmp_path / "t", guests([before, after], [before, before]))
+    found = row(run_on(path, PolicySpec("sync", (), (), Sync((Trigger("boot", 0, 0),)))), "sync")
+    assert found["cow_breaks"] == 50
+    assert found["pages_sharing"] == 50
+    assert found["saved_peak_bytes"] > found["saved_bytes"]  # type: ignore[operator]
+
+
+def test_merging_again_finds_what_appeared_meanwhile(tmp_path: Path) -> None:
+    path = build_trace(tmp_path / "t", guests(
+        [pages_of([1, 2]), pages_of([1, 7])], [pages_of([1, 3]), pages_of([1, 7])]))
+    once = PolicySpec("once", (), (), Sync((Trigger("boot", 0, 0),)))
+    often = PolicySpec("often", (), (), Sync((Trigger("every", 0, 20 * SECOND),)))
+    result = run_on(path, once, often)
+    assert row(result, "once")["pages_sharing"] == 1
+    assert row(result, "often")["pages_sharing"] == 2
+    calls = [e for e in result.events.to_pylist() if e["policy"] == "often"]
+    assert [e["kind"] for e in calls] == ["sync_merge"] * 6  # two mms at 20, 40 and 60 s
+    assert calls[0]["time_ns"] == 20 * SECOND
+    assert calls[1]["time_ns"] == 20 * SECOND + calls[0]["cpu_ns"]
+    assert calls[-1]["merged_pages"] >= 0
+
+
+def test_excluded_guests_never_merge(still: Path) -> None:
+    policy = PolicySpec("sync", (), ((("tenant", "blue"),),), AT_BOOT)
+    found = row(run_on(still, policy), "sync")
+    assert (found["pages_shared"], found["pages_sharing"]) == (100, 100)
+    assert found["eligible_bytes"] == 300 * 4096
+    everything = PolicySpec("none", (), ((("tenant", "blue"),), (("tenant", "red"),)), FAST)
+    assert row(run_on(still, everything), "none")["pages_sharing"] == 0
+
+
+def test_time_to_90_is_the_sample_that_reached_it(still: Path) -> None:
+    policy = PolicySpec("sync", (), (), AT_BOOT)
+    assert row(run_on(still, policy), "sync")["time_to_90_ns"] in (5 * SECOND, 6 * SECOND)
+
+
+def test_full_scans_are_events_and_samples_cover_the_horizon(still: Path) -> None:
+    result = run_on(still, PolicySpec("ksmd", (), (), Ksmd(100, 20)), horizon_ns=2 * SECOND)
+    scans = [e for e in result.events.to_pylist() if e["kind"] == "full_scan"]
+    assert len(scans) == row(result, "ksmd")["full_scans"]
+    # 450 pages at 100 a batch: 5 batches a scan, 24 ms apart at 250 Hz.
+    assert scans[1]["time_ns"] - scans[0]["time_ns"] == pytest.approx(5 * 24e6, rel=0.05)
+    times = [r["time_ns"] for r in result.hosts.to_pylist() if r["policy"] == "ksmd"]
+    assert times == [0, SECOND, 2 * SECOND]
+
+
+def test_the_same_scenario_gives_the_same_tables(still: Path) -> None:
+    policies = (PolicySpec("ksmd", (), (), FAST), PolicySpec("sync", ("domain",), (), AT_BOOT))
+    one, two = run_on(still, *policies), run_on(still, *policies)
+    for name in ("summary", "hosts", "partitions", "events"):
+        assert getattr(one, name).equals(getattr(two, name))
+
+
+def test_triggers_fire_when_they_say() -> None:
+    sync = Sync((Trigger("boot", 60 * SECOND, 0), Trigger("every", 0, 50 * SECOND)))
+    assert merge_times(sync, 160 * SECOND) == tuple(t * SECOND for t in (50, 60, 100, 150))
+    assert merge_times(sync, 10 * SECOND) == ()
+    assert merge_text(sync) == "sync boot + 60.0 s, every 50.0 s"
+    assert merge_text(FAST) == "ksmd 1000 pages / 20 ms"
