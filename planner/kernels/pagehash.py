@@ -115,7 +115,6 @@ def _siphash_words(
 def _hash_pages(
     words: npt.NDArray[np.uint64],
     keys: npt.NDArray[np.uint64],
-    zero: np.uint64,
     hashes: npt.NDArray[np.uint64],
     is_zero: npt.NDArray[np.bool_],
 ) -> None:
@@ -127,7 +126,7 @@ def _hash_pages(
             i += 1
         if i == _WORDS_PER_PAGE:
             is_zero[page] = True
-            hashes[page] = zero
+            hashes[page] = keys[3]
         else:
             is_zero[page] = False
             finish[0] = _xxh64_page(words[page], keys[2])
@@ -135,32 +134,33 @@ def _hash_pages(
 
 
 @njit
-def _zero_hash(keys: npt.NDArray[np.uint64]) -> np.uint64:
+def _derive(keys: npt.NDArray[np.uint64], label: npt.NDArray[np.uint64]) -> None:
+    """From the key halves in `keys` u64[4], fill in the seed and the hash of the zero page."""
     finish = np.empty(1, np.uint64)
+    keys[2] = _siphash_words(keys[0], keys[1], label, 2)
     finish[0] = _xxh64_page(np.zeros(_WORDS_PER_PAGE, np.uint64), keys[2])
-    return _siphash_words(keys[0], keys[1], finish, 1)
+    keys[3] = _siphash_words(keys[0], keys[1], finish, 1)
 
 
 def key_words(key: bytes) -> npt.NDArray[np.uint64]:
-    """The three words the kernels need, u64[3]: both halves of the 16-byte key, and the seed.
+    """What the kernels need of a 16-byte key, u64[4]: its halves, the seed, the zero hash.
 
     The seed of XXH64 is SipHash-2-4 of the 16 bytes `pagehash-v1-seed` under the key.
     Raises ValueError unless the key has 16 bytes.
     """
     if len(key) != 16:
         raise ValueError(f"a site key has 16 bytes, not {len(key)}")
-    words = np.zeros(3, np.uint64)
+    words = np.zeros(4, np.uint64)
     words[:2] = np.frombuffer(key, "<u8")
     label = np.frombuffer(b"pagehash-v1-seed", "<u8").astype(np.uint64)
     with np.errstate(over="ignore"):
-        words[2] = _siphash_words(words[0], words[1], label, 2)
+        _derive(words, label)
     return words
 
 
 def zero_hash(keys: npt.NDArray[np.uint64]) -> int:
     """Hash of 4096 zero bytes under `keys` (of `key_words`)."""
-    with np.errstate(over="ignore"):
-        return int(_zero_hash(keys))
+    return int(keys[3])
 
 
 def hash_pages(
@@ -178,5 +178,5 @@ def hash_pages(
     hashes = np.empty(words.shape[0], np.uint64)
     is_zero = np.empty(words.shape[0], np.bool_)
     with np.errstate(over="ignore"):
-        _hash_pages(words, keys, np.uint64(zero_hash(keys)), hashes, is_zero)
+        _hash_pages(words, keys, hashes, is_zero)
     return hashes, is_zero
