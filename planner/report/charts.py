@@ -133,6 +133,12 @@ def _colour_scale(facts: Facts) -> Spec:
             "range": [look(s.index).colour for s in facts.strategies]}
 
 
+def _policy_dashes(facts: Facts) -> Spec:
+    return {"field": "policy", "type": "nominal", "title": None, "sort": None,
+            "scale": {"domain": [s.label for s in facts.strategies],
+                      "range": [look(s.index).dash for s in facts.strategies]}}
+
+
 def over_time_chart(result: Result, facts: Facts) -> Spec:
     """Saved memory over time, one step line per policy; zero pages are not in it."""
     unit, (time_name, time_ns) = facts.unit, time_unit(facts.horizon_ns)
@@ -143,7 +149,6 @@ def over_time_chart(result: Result, facts: Facts) -> Spec:
     spec["params"] = [{"name": "picked", "bind": "legend",
                        "select": {"type": "point", "fields": ["policy"]}}]
     spec["mark"] = {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5}
-    domain = _colour_scale(facts)["domain"]
     spec["encoding"] = {
         "x": {"field": "time", "type": "quantitative", "title": f"time ({time_name})",
               "scale": _from_zero(values) | {"nice": False}},
@@ -151,9 +156,7 @@ def over_time_chart(result: Result, facts: Facts) -> Spec:
               "title": f"saved, zero pages not counted ({unit.name})", "scale": _from_zero(values)},
         "color": {"field": "policy", "type": "nominal", "title": None, "sort": None,
                   "scale": _colour_scale(facts)},
-        "strokeDash": {"field": "policy", "type": "nominal", "title": None, "sort": None,
-                       "scale": {"domain": domain,
-                                 "range": [look(s.index).dash for s in facts.strategies]}},
+        "strokeDash": _policy_dashes(facts),
         "opacity": {"condition": {"param": "picked", "value": 1}, "value": 0.15},
         "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
                     {"field": "time", "type": "quantitative", "title": time_name},
@@ -190,11 +193,12 @@ def exposure_chart(facts: Facts) -> Spec:
               "title": f"saved, zero pages not counted ({unit.name})", "scale": _from_zero(values)},
         "fill": colour | {"title": None},
         "stroke": colour | {"title": None},
+        "strokeDash": _policy_dashes(facts),
         "fillOpacity": _FILLED_AS_GIVEN,
         "size": {"field": "cpu_s", "type": "quantitative", "title": "merge CPU (s)",
                  "scale": {"type": "linear", "domain": [0, most_cpu_s], "range": [40, 900]},
-                 "legend": grey | {"values": [0, float(f"{most_cpu_s / 2:.2g}"),
-                                              float(f"{most_cpu_s:.2g}")], "format": "~g"}},
+                 "legend": grey | {"columns": 3, "format": "~g", "values": [
+                     0, float(f"{most_cpu_s / 2:.2g}"), float(f"{most_cpu_s:.2g}")]}},
         "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
                     {"field": "saved", "type": "quantitative", "title": f"saved {unit.name}"},
                     {"field": "pages", "type": "quantitative", "title": "cross-domain pages"},
