@@ -61,6 +61,8 @@ _MAX_VALUE = 2**63 - 1
 
 def _quoted(text: object) -> str:
     shown = str(text)
+    if isinstance(text, int | float):
+        return shown
     return repr(shown if len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "...")
 
 

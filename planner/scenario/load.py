@@ -35,7 +35,7 @@ from planner.scenario.schema import ResolvedDocument, ScenarioDocument, Strict, 
 __all__ = ["Part", "RawScenario", "did_you_mean", "parse_scenario", "read_scenario"]
 
 MAX_FILE_BYTES = 1 << 20
-_MAX_VALUES = 50_000
+_MAX_VALUES = 20_000
 _MAX_DEPTH = 40
 _MAX_PROBLEMS = 50
 _MAX_SHOWN_COLUMNS = 160
@@ -123,6 +123,11 @@ class RawScenario:
         """Add a problem at the value (or the key) that `path` leads to."""
         self.found.append(_Found(what, self._place_of(path, at_key)))
 
+    def doubt(self, path: tuple[Part, ...], what: str, *, at_key: bool = False) -> None:
+        """Like `fault`, and checks that depend on the value are to be left out."""
+        self.fault(path, what, at_key=at_key)
+        self.doubtful.add(path)
+
     def place_of(self, path: Sequence[Part]) -> str:
         """`file:line:col` of the value that `path` leads to."""
         place = self._place_of(path, False)
@@ -171,6 +176,8 @@ def parse_scenario(
     found: list[_Found] = []
     lines: list[str] = []
     try:
+        if len(data) <= MAX_FILE_BYTES:
+            lines = data.decode("utf-8-sig", "replace").splitlines()
         text = _decode(data)
         lines = text.split("\n")
         root = _build(text, found, Place(1, 1))
@@ -239,11 +246,16 @@ def _events(text: str, origin: Place) -> Iterator[Any]:
             yield from YAML(typ="safe", pure=True).parse(text)
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            what = (error.problem or error.context or "not YAML").strip()
+            what = (error.problem or error.context or "no reason given").strip()
             if "'\\t'" in what:
                 what = "a tab cannot start a value; indent with spaces"
             elif error.context and error.context != what:
                 what = f"{what} {error.context.strip()}"
+                start = error.context_mark
+                if start is not None and re.search("end of stream|<stream end>", what):
+                    mark = start  # the end of the file is no help
+                elif start is not None and mark is not None and start.line != mark.line:
+                    what += f" that starts on line {start.line + origin.line}"
             place = origin if mark is None else _shift(mark, origin)
             raise _Stop(f"not valid YAML: {what}", place) from None
         except YAMLError as error:
@@ -353,7 +365,11 @@ def _scalar(text: str, is_plain: bool, place: Place, found: list[_Found]) -> _No
     """A scalar by the YAML 1.2 core schema; quoted and block text stays text."""
     if not is_plain:
         # JSON writes characters beyond the basic plane as two escapes: join them.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        try:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            found.append(_Found("an escape gives half a character", place))
+            text = text.encode("utf-8", "replace").decode("utf-8")
         return _Node(text, place, text)
     value: Any = text
     if text in _NULLS:
@@ -458,7 +474,9 @@ def _validate(raw: RawScenario) -> None:
         for fault in faults:
             path, is_key = _path_of(fault["loc"])
             if not any(path[: len(null)] == null for null in nulls):
-                raw.fault(path, _words(model, fault, path, raw),
+                # Beyond what is shown only the number counts; looking for near words is slow.
+                is_shown = len(raw.found) <= 2 * _MAX_PROBLEMS
+                raw.fault(path, _words(model, fault, path, raw) if is_shown else fault["type"],
                           at_key=is_key or fault["type"] == "extra_forbidden")
         if model is ScenarioDocument:
             document = _salvaged(raw, plain, faults)
@@ -579,7 +597,7 @@ def _salvaged(raw: RawScenario, plain: Any, faults: Sequence[Any]) -> ScenarioDo
             path, _is_key = _path_of(fault["loc"])
             if fault["type"] == "missing":
                 if path[-1] in _STAND_INS:
-                    _put(plain, path, _STAND_INS[str(path[-1])])
+                    _put(plain, path)
                     raw.doubtful.add(path)
                     continue
                 path = path[:-1]
@@ -595,10 +613,13 @@ def _salvaged(raw: RawScenario, plain: Any, faults: Sequence[Any]) -> ScenarioDo
     return None
 
 
-def _put(plain: Any, path: tuple[Part, ...], value: Any) -> None:
+def _put(plain: Any, path: tuple[Part, ...]) -> None:
+    """Set the stand-in at `path`, unless what it belongs to has been removed."""
     for part in path[:-1]:
+        if isinstance(plain, dict) and part not in plain:
+            return
         plain = plain[part]
-    plain[path[-1]] = value
+    plain[path[-1]] = _STAND_INS[str(path[-1])]
 
 
 def _remove(plain: Any, path: tuple[Part, ...]) -> tuple[Part, ...]:

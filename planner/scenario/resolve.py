@@ -236,7 +236,8 @@ class _Resolver:
     ) -> str:
         if workload.host is not None:
             return workload.host
-        if len(hosts) > 1 and not self.raw.is_doubtful("workloads", index, "host"):
+        is_open = len({host.name for host in hosts}) > 1
+        if is_open and not self.raw.is_doubtful("workloads", index, "host"):
             self.raw.fault(
                 ("workloads", index),
                 f"workload {workload.name!r} does not say which host; write host: "
@@ -257,26 +258,26 @@ class _Resolver:
             values = {_label(guest, key) for guest in facts.guests} - {None}
             if not values:
                 known = {"guest"}.union(*(guest.labels for guest in facts.guests))
-                self.raw.fault(
+                self.raw.doubt(
                     path,
                     f"no guest of the trace has a label {key!r}{did_you_mean(key, known)}",
                     at_key=True,
                 )
             elif value not in values:
-                self.raw.fault(
+                self.raw.doubt(
                     path,
                     f"no guest of the trace has {key}={value}"
                     f"{did_you_mean(value, (v for v in values if v is not None))}",
                 )
             guests = [guest for guest in guests if _label(guest, key) == value]
         if not guests and len(self.raw.found) == fault_before:
-            self.raw.fault(
+            self.raw.doubt(
                 ("workloads", index, "select"),
                 "no guest of the trace has all these labels; each of them alone is known",
             )
         if workload.count is not None and guests:
             if workload.count > len(guests):
-                self.raw.fault(
+                self.raw.doubt(
                     ("workloads", index, "count"),
                     f"count {workload.count} is more than the {len(guests)} captured: copies of "
                     "a captured guest would turn its private pages into duplicates, so more "
@@ -296,12 +297,12 @@ class _Resolver:
         for key in OWN_LABELS:
             if key in workload.labels:
                 instead = f"write {key}: beside labels:" if key == "domain" else "it is given"
-                self.raw.fault(("workloads", index, "labels", key),
+                self.raw.doubt(("workloads", index, "labels", key),
                                f"label {key!r} cannot be set here; {instead}", at_key=True)
         added = dict(workload.labels)
         if workload.image is not None:
             if "image" in added:
-                self.raw.fault(("workloads", index, "labels", "image"),
+                self.raw.doubt(("workloads", index, "labels", "image"),
                                "label 'image' is given by image: too; keep one", at_key=True)
             added["image"] = workload.image
         dealt = self._dealt(index, workload)
@@ -328,7 +329,7 @@ class _Resolver:
             who = f"guest {missing[0]!r} has"
             if len(missing) > 1:
                 who = f"{len(missing)} guests have"
-            self.raw.fault(("workloads", index, "domain", "label"),
+            self.raw.doubt(("workloads", index, "domain", "label"),
                            f"{who} no label {key!r}{hint}")
         return tuple(specs)
 
@@ -342,12 +343,12 @@ class _Resolver:
         path = ("workloads", index, "domain")
         match = _RANGE.fullmatch(text)
         if match is None or re.search(r"[{}]", match.group(1) + match.group(4)):
-            self.raw.fault(path, f"{text!r} is not a pattern; write tenant-{{1..3}}, "
+            self.raw.doubt(path, f"{text!r} is not a pattern; write tenant-{{1..3}}, "
                            "with one range of whole numbers")
             return []
         before, first, last, after = match.groups()
         if not 0 <= int(last) - int(first) < _MAX_DEALT:
-            self.raw.fault(path, f"{text!r}: the range must rise, and give at most {_MAX_DEALT} "
+            self.raw.doubt(path, f"{text!r}: the range must rise, and give at most {_MAX_DEALT} "
                            "domains")
             return []
         width = len(first) if first.startswith("0") else 0
@@ -519,7 +520,9 @@ class _Resolver:
             for guest in workload.guests:
                 user = user_of.setdefault((trace.digest, guest.trace_guest_id), workload.name)
                 if user != workload.name:
-                    taken.setdefault(user, []).append(guest.name)
+                    name = next((g.name for g in trace.guests
+                                 if g.guest_id == guest.trace_guest_id), guest.name)
+                    taken.setdefault(user, []).append(name)
             for user, guests in taken.items():
                 shown = ", ".join(guests[:3]) + (", ..." if len(guests) > 3 else "")
                 self.raw.fault(

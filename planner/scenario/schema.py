@@ -117,7 +117,17 @@ def _reserved(value: object) -> int | float:
         if share >= 1:
             raise ValueError(f"{value!r} leaves nothing for guests; write less than 100%")
         return share
-    return parse_size(_scalar(value, "a size such as 24GiB or a share such as 8%"))
+    try:
+        return parse_size(_scalar(value, "a size such as 24GiB"))
+    except ValueError as error:
+        raise ValueError(f"{error}, or a share such as 8%") from None
+
+
+def _not_true(value: object) -> object:
+    """Python takes True for 1 and 1.0 for 1; a file means something else by them."""
+    if isinstance(value, bool | float):
+        raise ValueError(f"expected a whole number, got {what_is(value)}")
+    return value
 
 
 def _knob(value: object) -> object:
@@ -164,7 +174,7 @@ def what_is(value: object) -> str:
     if value is None:
         return "nothing"
     text = str(value)
-    return repr(text if len(text) <= 64 else text[:64] + "...")
+    return repr(text[:64] + "..." if len(text) > 64 else value)
 
 
 _SIZE_SCHEMA: dict[str, Any] = {
@@ -192,6 +202,8 @@ Text = Annotated[
     AfterValidator(_text),
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": _MAX_TEXT}),
 ]
+Format = Annotated[Literal[1], BeforeValidator(_not_true)]
+TimerHz = Annotated[Literal[100, 250, 300, 1000], BeforeValidator(_not_true)]
 Size = Annotated[int, BeforeValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
 Duration = Annotated[int, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
 PositiveDuration = Annotated[
@@ -406,7 +418,7 @@ class HostModel(Strict):
     cores: int = Field(
         default=2, ge=1, le=65536, title="Cores", description="Processor cores of the host.",
     )
-    hz: Literal[100, 250, 300, 1000] = Field(
+    hz: TimerHz = Field(
         default=250, title="Timer frequency",
         description="The host kernel's CONFIG_HZ; sleeps of ksmd are whole ticks of it.",
     )
@@ -528,7 +540,7 @@ class ScenarioDocument(Strict):
         {"replicates", "warm_up", "costs", "require", "sweep", "placement", "include"}
     )
 
-    planner: Literal[1] = Field(
+    planner: Format = Field(
         title="Format", description="Version of the scenario format; must be 1.",
     )
     name: Name = Field(
@@ -575,7 +587,7 @@ class ResolvedHost(Strict):
     memory_bytes: _Positive
     reserved_bytes: _NotNegative
     cores: int = Field(ge=1, le=65536)
-    hz: Literal[100, 250, 300, 1000]
+    hz: TimerHz
     timings: Text
 
 
@@ -664,8 +676,8 @@ class ResolvedOutput(Strict):
 class ResolvedDocument(Strict):
     """See Scenario and `planner.scenario.spec.to_json`."""
 
-    resolved: Literal[1]
-    planner: Literal[1]
+    resolved: Format
+    planner: Format
     name: Name
     seed: _NotNegative
     horizon_ns: _Positive
@@ -683,6 +695,8 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the form people write, with a description per key."""
     schema = _without_null(ScenarioDocument.model_json_schema(by_alias=True))
     assert isinstance(schema, dict)
+    for definition in schema["$defs"].values():
+        definition.pop("title", None)  # the class names of this module
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -700,10 +714,8 @@ def _without_null(node: Any) -> Any:
         result = {**choices[0], **result}
     elif choices:
         result["anyOf"] = choices
-    if "properties" in result and result.get("additionalProperties") is False:
-        boxes = {box.__name__ for box in Box.__subclasses__()}
-        if result.get("title") in boxes:
-            result |= {"minProperties": 1, "maxProperties": 1}
+    if result.get("title") in {box.__name__ for box in Box.__subclasses__()}:
+        result |= {"minProperties": 1, "maxProperties": 1}
     return result
 
 
