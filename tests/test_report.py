@@ -191,7 +191,7 @@ GLOBAL, DOMAIN = POLICIES[1], POLICIES[2]
 def test_the_verdict_names_the_best_safe_policy_and_what_the_unsafe_one_adds() -> None:
     text = sentences(GLOBAL, DOMAIN)
     assert text.startswith("sync-domain saves 231 MiB (12.5 %) of the 1853 MiB")
-    assert "ksmd-global would save 181 MiB more, but shares 61 240 merged pages" in text
+    assert "ksmd-global would save 181 MiB more, but shares 61 240 guest pages" in text
     assert "9 120 of them with a sensitive domain" in text
     assert "undone at once, 231 MiB of free memory" in text
     assert "not validated" in text

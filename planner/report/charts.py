@@ -33,8 +33,8 @@ Spec = dict[str, Any]
 _BASELINE = "#8c8c8c"
 #: Okabe and Ito's palette without black and yellow, which vanish on dark and on light.
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-#: Once the colours are used up, lines and outlines also change their dashes.
-_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+#: Neighbours differ in their dashes too, so that a line under another of the same saving shows.
+_DASHES = ([1, 0], [7, 4], [3, 3], [9, 3, 2, 3])
 #: Times drawn (and tabled) at most; all samples stay in hosts.parquet.
 MAX_TIMES = 120
 _HEIGHT = 300
@@ -60,7 +60,8 @@ def look(index: int) -> Look:
     if index == 0:
         return Look(_BASELINE, _DASHES[0])
     turn, place = divmod(index - 1, len(_OKABE_ITO))
-    return Look(_OKABE_ITO[place], _DASHES[turn % len(_DASHES)])
+    # Each turn through the colours begins at another dash: 24 looks before one comes again.
+    return Look(_OKABE_ITO[place], _DASHES[(place + 3 * turn) % len(_DASHES)])
 
 
 def time_unit(horizon_ns: int) -> tuple[str, int]:
@@ -155,7 +156,7 @@ def over_time_chart(result: Result, facts: Facts) -> Spec:
         "y": {"field": "saved", "type": "quantitative",
               "title": f"saved, zero pages not counted ({unit.name})", "scale": _from_zero(values)},
         "color": {"field": "policy", "type": "nominal", "title": None, "sort": None,
-                  "scale": _colour_scale(facts)},
+                  "scale": _colour_scale(facts), "legend": {"symbolSize": 500}},
         "strokeDash": _policy_dashes(facts),
         "opacity": {"condition": {"param": "picked", "value": 1}, "value": 0.15},
         "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
@@ -193,7 +194,6 @@ def exposure_chart(facts: Facts) -> Spec:
               "title": f"saved, zero pages not counted ({unit.name})", "scale": _from_zero(values)},
         "fill": colour | {"title": None},
         "stroke": colour | {"title": None},
-        "strokeDash": _policy_dashes(facts),
         "fillOpacity": _FILLED_AS_GIVEN,
         "size": {"field": "cpu_s", "type": "quantitative", "title": "merge CPU (s)",
                  "scale": {"type": "linear", "domain": [0, most_cpu_s], "range": [40, 900]},
@@ -205,6 +205,8 @@ def exposure_chart(facts: Facts) -> Spec:
                     {"field": "counted", "type": "nominal"},
                     {"field": "cpu_s", "type": "quantitative", "title": "merge CPU s"}],
     }
+    if len(facts.strategies) > 1 + len(_OKABE_ITO):
+        spec["encoding"]["strokeDash"] = _policy_dashes(facts)
     return spec
 
 

@@ -187,7 +187,7 @@ def _memory(facts: Facts, strategy: Strategy) -> str:
 
 
 def _exposure(strategy: Strategy) -> str:
-    text = f"{format_count(int(strategy.row['cross_domain_pages']))} merged pages across domains"
+    text = f"{format_count(int(strategy.row['cross_domain_pages']))} guest pages across domains"
     sensitive = int(strategy.row["cross_domain_sensitive_pages"])
     return f"{text}, {format_count(sensitive)} of them with a sensitive domain" if sensitive \
         else text

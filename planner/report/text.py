@@ -141,8 +141,8 @@ def _definitions(facts: Facts) -> str:
     sensitive = ", in brackets those with a sensitive domain" if facts.has_sensitive else ""
     return ("SAVED: frames freed of non-zero content, minus all of KSM's own records; ZERO: freed "
             "by merging zero pages, apart; PROFIT: general_profit as the kernel counts it; "
-            "90 % AFTER: time to 90 % of SAVED; CROSS-DOMAIN: merged pages whose sharers belong "
-            f"to more than one domain{sensitive}; IF UNMERGED: memory needed if every merge were "
+            "90 % AFTER: time to 90 % of SAVED; CROSS-DOMAIN: guest pages on merged frames shared "
+            f"by more than one domain{sensitive}; IF UNMERGED: memory needed if every merge were "
             "undone at once. At the end of the run; page counts as in /sys/kernel/mm/ksm.")
 
 
