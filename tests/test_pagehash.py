@@ -11,10 +11,10 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import pagehash as oracle
 
 from planner.kernels.pagehash import hash_pages, key_words, zero_hash
 from planner.sitekey import key_id_of, siphash24
+from tests.oracles import pagehash as oracle
 
 DOC = Path(__file__).parent.parent / "docs" / "page-hash.md"
 PUBLISHED_KEY = bytes(range(16))

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from oracles import pagehash as oracle
 
 from planner.errors import DataError, MachineError, PlannerError
 from planner.sitekey import default_key_path, load_site_key, siphash24
+from tests.oracles import pagehash as oracle
 
 HEX = "000102030405060708090a0b0c0d0e0f"
 

@@ -1,5 +1,5 @@
 """Captures: page hashes of running processes, containers and machines, read into a trace."""
 
-from planner.capture.session import CaptureRequest, Progress, capture
+from planner.capture.session import CaptureRequest, capture
 
-__all__ = ["CaptureRequest", "Progress", "capture"]
+__all__ = ["CaptureRequest", "capture"]

@@ -45,7 +45,7 @@ from planner.kernels.pagehash import (
 from planner.sitekey import SiteKey
 from planner.trace import HashInfo, PageColumns, RegionFlag, RegionInput, TraceWriter
 
-__all__ = ["CaptureRequest", "Progress", "capture"]
+__all__ = ["CaptureRequest", "capture"]
 
 INCLUDES = ("anon", "all")
 
@@ -88,21 +88,6 @@ class CaptureRequest:
                              instead="write anon or all")
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a capture is: snapshot `snapshot` (from 0) of `n_snapshots`.
-
-    `pages_done` of about `pages_total` of this snapshot are done (an estimate from the resident
-    set). `waiting_ns` is the time until the next snapshot starts, 0 while one is taken.
-    """
-
-    snapshot: int
-    n_snapshots: int
-    pages_done: int
-    pages_total: int
-    waiting_ns: int = 0
-
-
 @dataclass(slots=True)
 class _Pace:
     """Keeps the process's CPU time within a share of one CPU, counted from `begin`."""
@@ -133,7 +118,7 @@ class _Session:
     writer: TraceWriter
     pages: PageCapture
     pace: _Pace
-    report: Callable[[Progress], None]
+    report: Callable[[str, float], None]
     guest_ids: dict[int, int] = field(default_factory=dict)
     mm_ids: dict[Process, int] = field(default_factory=dict)
     lost: set[Process] = field(default_factory=set)
@@ -227,16 +212,22 @@ class _Session:
     def on_pages(self, n_pages: int) -> None:
         """After each chunk: show progress, keep to the CPU limit."""
         self.pages_done += n_pages
-        if n_pages:
-            self.report(Progress(self.snapshot, self.request.snapshots, self.pages_done,
-                                 max(self.pages_total, self.pages_done)))
+        # The total is an estimate (shared pages, zero pages): the share must still not pass 1.
+        self.show("snapshot", self.pages_done / max(self.pages_total, self.pages_done, 1))
         self.pace.wait()
 
+    def show(self, what: str, share: float) -> None:
+        """Report the share of the whole capture, given that of the snapshot at hand."""
+        n_snapshots = self.request.snapshots
+        self.report(f"{what} {self.snapshot + 1} of {n_snapshots}",
+                    (self.snapshot + share) / n_snapshots)
 
-def capture(request: CaptureRequest, progress: Callable[[Progress], None] | None = None, *,
+
+def capture(request: CaptureRequest, progress: Callable[[str, float], None] | None = None, *,
             root: ProcRoot | None = None) -> Path:
     """Capture the requested guests and return the path of the finished trace.
 
+    `progress` is called with what is being done and the share done (0 to 1), often.
     A trace that lacks snapshots because every target ended has status "partial". Raises UsageError
     for a request that cannot be, MachineError without permission, without targets, or when the
     trace cannot be written, and InterruptedRunError after Ctrl-C: snapshots finished by then are
@@ -264,7 +255,7 @@ def capture(request: CaptureRequest, progress: Callable[[Progress], None] | None
 
 
 def _write(request: CaptureRequest, root: ProcRoot, targets: list[Target], frames: FrameTable,
-           keys: Any, progress: Callable[[Progress], None] | None) -> Path:
+           keys: Any, progress: Callable[[str, float], None] | None) -> Path:
     numa = NumaMap(root)
     hash_info = HashInfo(ALGORITHM, HASH_BITS, request.key.key_id, zero_hash(keys))
     provenance = _provenance(request, root, numa)
@@ -273,7 +264,7 @@ def _write(request: CaptureRequest, root: ProcRoot, targets: list[Target], frame
         pace = _Pace(request.cpu_limit)
         pages = PageCapture(frames, numa, FrameIds(), keys, request.include, lambda n_pages: None)
         session = _Session(request, root, targets, writer, pages, pace,
-                           progress or (lambda _: None))
+                           progress or (lambda what, share: None))
         pages.pace = session.on_pages
         try:
             status = _run(session)
@@ -294,7 +285,7 @@ def _run(session: _Session) -> str:
         late_ns = 0
         wait_ns = first + snapshot * request.every_ns - time.monotonic_ns()
         if snapshot and wait_ns > 0:
-            session.report(Progress(snapshot, request.snapshots, 0, 0, wait_ns))
+            session.show("waiting for snapshot", 0.0)
             time.sleep(wait_ns / 1e9)
         elif snapshot:
             late_ns = -wait_ns
