@@ -132,8 +132,9 @@ def random_world(seed: int) -> World:
         present = [i for i in range(n) if raw[i] >= 0 and i != s]
         if kind < 0.15:
             emit(time_ns, s, -1, -1)
-        elif kind < 0.3 and raw[s] >= 0 and frame.count(frame[s]) == 1:
-            emit(time_ns, s, content, frame[s])
+        elif kind < 0.3 and raw[s] >= 0:  # in place, as all that share the frame see it
+            for i in [i for i in range(n) if frame[i] == frame[s]]:
+                emit(time_ns, i, content, frame[s])
         elif kind < 0.55 and raw[s] < 0 and present:
             parent = int(rng.choice(present))
             emit(time_ns, s, raw[parent], frame[parent])

@@ -3,7 +3,7 @@
 All tables are C-ordered; the constants below name their columns. Callers check shapes and ranges.
 
     sites    int32 (n_sites, 8)     one row (32 bytes) per virtual page, in scan order
-    frames   int32 (n_frames, 6)    base frames first, then a pool of one frame per site
+    frames   int32 (n_frames, 6)    base frames first, then a pool of n_sites + 1
     contents int32 (n_contents, 4)  per (partition, content): stable nodes, unstable entry
     nodes    int32 (n_sites + 1, 6) stable nodes, doubly linked per content (a chain when two)
     parts    int64 (n_rows, 32)     per partition; row 0 is "no partition"
@@ -470,7 +470,7 @@ def _write(
         if f < 0:
             if g == old_base and not is_ksm:
                 f = old_phys
-            elif frames[g, F_PHYS] == 0 or (frames[g, F_NODE] < 0 and frames[g, F_BASE] > 0):
+            elif frames[g, F_NODE] < 0:
                 f = g
             else:
                 f = _pool_frame(s, sites, frames, parts, host)

@@ -106,7 +106,8 @@ class EventTable:
     `time_ns` i64 (at equal times the order of the table holds), `site` i32, `content` i32
     (-1 = the page goes), `frame` i32: the base frame after the write. A fresh id for an ordinary
     write; one id for sites born sharing; the id of the page's current base frame means "written
-    in place" or, for a site that appears, "born by fork from the page that has it".
+    in place" (by all that share it, at the same time) or, for a site that appears, "born by fork
+    from the page that has it": it then shares that page's physical frame, merged or not.
     """
 
     time_ns: I64
@@ -299,7 +300,7 @@ class MergeSpaces:
             raise UsageError("expected ascending page numbers in each mm", where="sites.vpn")
 
         n_base = int(max(present.max(initial=-1), written.max(initial=-1))) + 1
-        if n_base + n > _INT32_MAX:
+        if n_base + n >= _INT32_MAX:
             raise UsageError(f"{n_base + n} frames do not fit 31 bits", where="sites.frame")
         self._site_mm, self._vpn, self._eligible = mm, vpn, eligible
         self._sensitive, self._zero = sensitive, zero
@@ -314,7 +315,8 @@ class MergeSpaces:
         self._sites[:, k.S_DOMAIN] = domain
         self._contents = self._empty_contents()
         self._nodes = np.zeros((n + 1, k.NODE_FIELDS), dtype=np.int32)
-        self._frames = np.zeros((n_base + n, k.FRAME_FIELDS), dtype=np.int32)
+        # A site maps one frame, and for a moment a second one while it moves.
+        self._frames = np.zeros((n_base + n + 1, k.FRAME_FIELDS), dtype=np.int32)
         self._frames[:n_base, k.F_NODE] = -1
         self._frames[:n_base, k.F_SITE] = -1
         self._parts = np.zeros((n_partitions + 1, k.PART_FIELDS), dtype=np.int64)

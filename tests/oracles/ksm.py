@@ -167,11 +167,9 @@ class SlowSpaces:
         else:
             self.first_on[base] = site
         if new is None:
-            is_live = bool(self.mappers(own))
-            has_base = any(other.base == base for other in self.sites)
             if base == site.base and not was_ksm:
                 new = site.frame
-            elif not is_live or (own.node is None and has_base):
+            elif own.node is None:
                 new = own
             else:
                 new = Frame(site.plan)
