@@ -155,6 +155,14 @@ def test_a_resolved_form_leaves_nothing_to_guess(key: str) -> None:
         from_json(form)
 
 
+def test_a_stored_form_may_be_larger_than_a_file() -> None:
+    form = to_json(load_text(SMALLEST))
+    guest = form["workloads"][0]["guests"][0]
+    form["workloads"][0]["guests"] = [
+        {**guest, "trace_guest_id": i, "name": f"vm-{i}"} for i in range(20_000)]
+    assert to_json(from_json(form)) == form
+
+
 def test_the_human_form_is_not_taken_for_a_resolved_one() -> None:
     with pytest.raises(ScenarioError, match="marked `resolved: 1`"):
         from_json(YAML(typ="safe", pure=True).load(SMALLEST))

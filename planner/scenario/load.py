@@ -32,10 +32,11 @@ from ruamel.yaml.events import (
 from planner.errors import Problem, ScenarioError
 from planner.scenario.schema import ResolvedDocument, ScenarioDocument, Strict, what_is
 
-__all__ = ["Part", "RawScenario", "did_you_mean", "parse_scenario", "read_scenario"]
+__all__ = ["Part", "RawScenario", "check_values", "did_you_mean", "parse_scenario",
+           "read_scenario"]
 
 MAX_FILE_BYTES = 1 << 20
-_MAX_VALUES = 20_000
+_MAX_VALUES = 50_000
 _MAX_DEPTH = 40
 _MAX_PROBLEMS = 50
 _MAX_SHOWN_COLUMNS = 160
@@ -197,6 +198,24 @@ def parse_scenario(
     return raw
 
 
+def check_values(values: Any, path: str) -> RawScenario:
+    """Like `parse_scenario` for values that are no text; problems then have no place."""
+
+    def node_of(value: Any) -> _Node:
+        nowhere = Place(0, 0)
+        if isinstance(value, dict):
+            children = {str(key): node_of(item) for key, item in value.items()}
+            return _Node(children, nowhere, key_places=dict.fromkeys(children, nowhere))
+        if isinstance(value, list | tuple):
+            return _Node([node_of(item) for item in value], nowhere)
+        return _Node(value, nowhere, str(value))
+
+    raw = RawScenario(path, Path(), [], (), node_of(values))
+    if isinstance(raw.root.value, dict):
+        _validate(raw)
+    return raw
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for an unknown word: the nearest known one, or else what is known."""
     names = sorted(set(known))
@@ -298,7 +317,8 @@ def _build(text: str, found: list[_Found], origin: Place) -> _Node | None:
         parent = frame.node
         parent.n_values += node.n_values
         if parent.n_values > _MAX_VALUES:
-            raise _Stop(f"more than {_MAX_VALUES} values once aliases are expanded", node.place)
+            raise _Stop(f"more than {_MAX_VALUES} values, aliases counted where they are used",
+                        node.place)
         if isinstance(parent.value, list):
             parent.value.append(node)
         elif frame.is_key_next:

@@ -17,8 +17,8 @@ from planner.errors import DataError
 from planner.scenario.load import (
     Part,
     RawScenario,
+    check_values,
     did_you_mean,
-    parse_scenario,
     read_scenario,
 )
 from planner.scenario.schema import (
@@ -97,9 +97,7 @@ def from_json(form: Mapping[str, Any]) -> Scenario:
 
     Raises ScenarioError where the form is not one.
     """
-    import json
-
-    raw = parse_scenario(json.dumps(form).encode(), "resolved scenario", Path())
+    raw = check_values(form, "resolved scenario")
     if not raw.found and not isinstance(raw.document, ResolvedDocument):
         raw.fault((), "expected the resolved form, marked `resolved: 1`")
     if raw.found or not isinstance(raw.document, ResolvedDocument):
