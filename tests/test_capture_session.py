@@ -503,7 +503,7 @@ def test_progress_grows_to_the_end(fake: FakeProc, tmp_path: Path) -> None:
         ({"every_ns": -1}, "--every"),
         ({"cpu_limit": 0.0}, "--cpu-limit: 0 % of one CPU"),
         ({"cpu_limit": 1.5}, "--cpu-limit: 150 % of one CPU"),
-        ({"include": "most"}, "--include: 'most' is neither anon nor all"),
+        ({"include": "most"}, "--include: 'most' is none of advised, anon, all"),
     ],
 )
 def test_requests_that_cannot_be_are_refused(

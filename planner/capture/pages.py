@@ -143,10 +143,12 @@ class _IdTable:
 def content_pages(vma: Vma, include: str) -> bool:
     """Whether the pages of a mapping are listed at all.
 
-    With `include` "anon", those are the mappings KSM may merge in, advised or not; with "all",
-    every mapping of memory (not of devices).
+    With `include` "advised", those are the mappings KSM merges in now; with "anon", those it may
+    merge in, advised or not; with "all", every mapping of memory (not of devices).
     """
     if vma.flags & (RegionFlag.PFNMAP | RegionFlag.IO):
+        return False
+    if include == "advised" and not vma.flags & RegionFlag.ADVISED:
         return False
     return include == "all" or is_ksm_compatible(vma.flags)
 

@@ -47,7 +47,7 @@ from planner.trace import HashInfo, PageColumns, RegionFlag, RegionInput, TraceW
 
 __all__ = ["CaptureRequest", "capture"]
 
-INCLUDES = ("anon", "all")
+INCLUDES = ("advised", "anon", "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ class CaptureRequest:
 
     `every_ns` is the time from one snapshot's start to the next, counted from the first start.
     `cpu_limit` is the share of one CPU to use while a snapshot is taken (None: no limit).
-    `include` is "anon" (pages KSM could merge, advised or not) or "all" (file and shared pages,
+    `include` is "advised" (pages KSM merges now), "anon" (pages KSM could merge, advised or not)
+    or "all" (file and shared pages,
     too). `labels_csv` has columns pid, cgroup or name, and labels.
     """
 
@@ -84,8 +85,8 @@ class CaptureRequest:
             raise UsageError(f"{self.cpu_limit * 100:g} % of one CPU", where="--cpu-limit",
                              instead="write a share such as 10%")
         if self.include not in INCLUDES:
-            raise UsageError(f"{self.include!r} is neither anon nor all", where="--include",
-                             instead="write anon or all")
+            raise UsageError(f"{self.include!r} is none of {', '.join(INCLUDES)}", where="--include",
+                             instead="choose one of them")
 
 
 @dataclass(slots=True)
@@ -337,7 +338,7 @@ def _resident_pages(root: ProcRoot, pid: int, include: str) -> int:
     """About how many pages a process has to list, from statm; 0 when it is gone."""
     try:
         fields = root.of(pid, "statm").read_text().split()
-        return int(fields[1]) - (int(fields[2]) if include == "anon" else 0)
+        return int(fields[1]) - (0 if include == "all" else int(fields[2]))
     except (OSError, ValueError, IndexError):
         return 0
 

@@ -27,8 +27,8 @@ def capture(
     cpu_limit: Annotated[str | None, typer.Option(
         "--cpu-limit", help="Share of one CPU to use at most, such as 10%.")] = None,
     include: Annotated[str, typer.Option(
-        "--include", help="anon: pages that KSM could ever merge; all: file and shared "
-                          "pages as well.")] = "anon",
+        "--include", help="advised: pages that KSM merges now; anon: pages that it could ever "
+                          "merge; all: file and shared pages as well.")] = "anon",
     key: Annotated[Path | None, typer.Option(
         "--key", help="Site key file; default: ~/.config/planner/site.key, made on first use.",
         metavar="FILE")] = None,
@@ -60,9 +60,6 @@ def capture(
         limit = None if cpu_limit is None else parse_share(cpu_limit)
     except ValueError as error:
         raise UsageError(str(error), where="--cpu-limit") from None
-    if include not in ("anon", "all"):
-        raise UsageError(f"unknown choice {include!r}", where="--include",
-                         instead="choose anon or all")
     site_key = load_site_key(key)
     request = CaptureRequest(
         pids=tuple(pids or ()), cgroups=tuple(str(path) for path in cgroups or ()), qemu=qemu, labels_csv=labels,
