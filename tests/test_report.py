@@ -23,7 +23,11 @@ from planner.report import render_html, render_json, render_text
 from planner.report.charts import MAX_TIMES, charts, look, saved_over_time, shortfall_bytes
 from planner.report.facts import clean, distinct, gather, verdict
 from planner.report.html import MAX_PARTITIONS, script_json
+from planner.report.text import render_trace_info
+from planner.trace import open_trace
+from planner.traceinfo import trace_info
 from tests.report_data import POLICIES, make_result
+from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -450,3 +454,80 @@ def test_a_second_run_differs_in_the_date_of_the_header_alone() -> None:
                if a != b]
     assert len(changed) == 1
     assert "2027-01-01" in changed[0][1]
+
+
+# --- trace info ------------------------------------------------------------------------------
+
+
+def info_document(name: str = "vm", n_guests: int = 3) -> dict[str, Any]:
+    """A document of `planner trace info --json` as far as the text reads it, made by hand."""
+    sums = {"n_pages": 2600, "n_counted": 2560, "n_already_shared": 256, "n_frames": 2304,
+            "zero_share": 0.125, "thp_share": 0.25, "unique_share": 0.5, "twins_share": 0.375,
+            "twins_in_guest_share": 0.0625, "changed_per_minute": None,
+            "twins_in_label_share": {"tenant": 0.3125, "role": 0.375}}
+    total = {**sums, "n_counted": n_guests * 2560, "n_frames": n_guests * 2304,
+             "changed_per_minute": 0.02}
+    boundary = {"n_values": 3, "n_duplicates_kept": 512, "n_duplicates_lost": 256,
+                "lost_share": 1 / 3, "n_zero_duplicates_kept": 128, "n_zero_duplicates_lost": 0}
+    return {
+        "path": f"traces/{name}", "digest": "b3f2" * 16, "status": "complete",
+        "hash": {"algorithm": "xxh64-siphash24", "bits": 64, "key_id": "5c1f09aa"},
+        "page_bytes": 4096, "n_snapshots": 4, "span_ns": 180 * 10**9, "is_advised_only": False,
+        "snapshot": {"snapshot_id": 3, "start_ns": 1_795_000_000 * 10**9,
+                     "end_ns": 1_795_000_001 * 10**9, "is_partial": False},
+        "eligibility": {"n_pages": n_guests * 2600, "n_advised": n_guests * 2560,
+                        "n_not_advised": 0, "n_not_anonymous": n_guests * 30, "n_zero_page": 0,
+                        "no_hash": {"swapped": n_guests * 10}, "incompatible": {}},
+        "total": total,
+        "guests": [{"name": f"{name}-{i}", **sums} for i in range(n_guests)],
+        "counts": {"n_duplicates": 768, "n_zero_duplicates": 128},
+        "boundaries": [{"label": "guest", **boundary, "lost_share": 1.0},
+                       {"label": "role", **boundary, "n_values": 1, "lost_share": 0.0},
+                       {"label": "tenant", **boundary}],
+    }
+
+
+def test_trace_info_is_the_golden_one() -> None:
+    golden("trace-info-100.txt", render_trace_info(info_document(), width=100))
+
+
+def test_trace_info_counts_what_it_leaves_out_and_fits() -> None:
+    text = render_trace_info(info_document(n_guests=55), width=80)
+    assert "and 15 more guests, in --json" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_trace_info_of_nothing_says_so() -> None:
+    document = info_document(n_guests=0)
+    document["counts"] = {"n_duplicates": 0, "n_zero_duplicates": 0}
+    document["boundaries"] = []
+    text = render_trace_info(document, width=80)
+    assert text.endswith("Nothing in this snapshot could be merged.\n")
+
+
+def test_hostile_names_in_trace_info_send_nothing_to_the_terminal() -> None:
+    for name in NASTY:
+        document = info_document(name)
+        document["boundaries"][2]["label"] = name
+        document["total"]["twins_in_label_share"][name] = 0.1
+        for guest in document["guests"]:
+            guest["twins_in_label_share"][name] = 0.1
+        document["eligibility"]["no_hash"][name] = 7
+        text = render_trace_info(document, width=100)
+        assert not [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"]
+        assert len(text) < 10_000
+
+
+def test_trace_info_reads_what_the_count_writes(tmp_path: Path) -> None:
+    guests = [GuestPlan(f"vm{i}", {"tenant": "ab"[i % 2]}, [MmPlan([pages_of(
+        [*range(1, 11), *range(100 * (i % 2) + 100, 100 * (i % 2) + 105), 9000 + i, 0])] * 2)])
+        for i in range(4)]
+    document = trace_info(open_trace(build_trace(tmp_path / "t", guests))).to_json()
+    text = render_trace_info(json.loads(json.dumps(document)), width=100)
+    row = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    # 4 guests hold 10 common pages, pairs hold 5 more: 30 + 10 duplicates of 60 + 4 + 4 frames.
+    assert row["*"][1:3] == [f"{68 / 256:.2f}", "0"]
+    kib = 4096 / 2**20
+    assert row["(none)"][1:4] == ["1", f"{40 * kib:.2f}", "0"]
+    assert row["tenant"][1:4] == ["2", f"{30 * kib:.2f}", f"{10 * kib:.2f}"]
+    assert row["guest"][1:4] == ["4", "0", f"{40 * kib:.2f}"]

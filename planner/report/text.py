@@ -4,100 +4,39 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from planner.report.columns import (
+    DIM,
+    GREEN,
+    RED,
+    YELLOW,
+    Column,
+    render_table,
+    sgr,
+    short_count,
+    table_width,
+)
 from planner.report.facts import MIN_SAVED_SHARE, Facts, Strategy, best, clean, gather, verdict
+from planner.report.trace_text import render_trace_info
 from planner.units import format_duration, format_share
 
 if TYPE_CHECKING:
     from planner.metrics import Result
 
-__all__ = ["JSON_FORMAT_VERSION", "Column", "render_json", "render_table", "render_text"]
+__all__ = ["JSON_FORMAT_VERSION", "render_json", "render_text", "render_trace_info"]
 
 #: Minor grows when keys are added, major when any changes its meaning or goes.
 JSON_FORMAT_VERSION = "1.0"
 
 _MIN_WIDTH = 40
-_BOLD, _RED, _GREEN, _YELLOW, _DIM = "1", "31", "32", "33", "2"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: `head` of one to three lines, `cells` top to bottom, `styles` SGR or empty."""
-
-    head: tuple[str, ...]
-    cells: tuple[str, ...]
-    styles: tuple[str, ...] = ()
-    is_left: bool = False
-
-    @property
-    def width(self) -> int:
-        """Characters of the widest line."""
-        return max(map(len, self.head + self.cells), default=0)
-
-
-def _pad(text: str, column: Column, width: int) -> str:
-    return text.ljust(width) if column.is_left else text.rjust(width)
-
-
-def _sgr(text: str, style: str, colour: bool) -> str:
-    return f"\x1b[{style}m{text}\x1b[0m" if colour and style and text.strip() else text
-
-
-def table_width(columns: Sequence[Column], gap: int = 2) -> int:
-    """Characters of a table's widest line with `gap` spaces between columns."""
-    return sum(column.width for column in columns) + gap * (len(columns) - 1)
-
-
-def render_table(columns: Sequence[Column], *, width: int, colour: bool,
-                 gap: int = 2) -> list[str]:
-    """Lines of a table at most `width` wide; too wide, it goes on in further tables.
-
-    The first column names the rows and leads every part. Lines of a single column that is too
-    wide stay so.
-    """
-    between = " " * gap
-    first, rest = columns[0], list(columns[1:])
-    lines: list[str] = []
-    while rest:
-        part = [first, rest.pop(0)]
-        while rest and table_width([*part, rest[0]], gap) <= width:
-            part.append(rest.pop(0))
-        if lines:
-            lines.append("")
-        depth = max(len(column.head) for column in part)
-        for level in range(depth):
-            cells = []
-            for column in part:
-                head = ("",) * (depth - len(column.head)) + column.head
-                cells.append(_pad(head[level], column, column.width))
-            lines.append(_sgr(between.join(cells).rstrip(), _BOLD, colour))
-        for i in range(len(first.cells)):
-            cells = [_sgr(_pad(column.cells[i], column, column.width),
-                          column.styles[i] if column.styles else "", colour) for column in part]
-            lines.append(between.join(cells).rstrip())
-    return lines
-
-
-def _short_count(n: int) -> str:
-    """A count in at most five characters, such as `812`, `61.2k` or `1.34M`."""
-    if n < 1_000:
-        return str(n)
-    value = float(n)
-    for unit in ("k", "M", "G"):
-        value /= 1000
-        if value < 999.5 or unit == "G":
-            break
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f}{unit}"
 
 
 def _cross(strategy: Strategy, facts: Facts) -> str:
-    text = _short_count(int(strategy.row["cross_domain_pages"]))
+    text = short_count(int(strategy.row["cross_domain_pages"]))
     sensitive = int(strategy.row["cross_domain_sensitive_pages"])
-    return f"{text} ({_short_count(sensitive)})" if not strategy.is_safe and facts.has_sensitive \
+    return f"{text} ({short_count(sensitive)})" if not strategy.is_safe and facts.has_sensitive \
         else text
 
 
@@ -114,13 +53,13 @@ def _columns(facts: Facts, policy_width: int) -> list[Column]:
         return column((head, *more, unit.name), lambda s: unit.figures(int(s.row[name])))
 
     def count(head: tuple[str, ...], name: str) -> Column:
-        return column(head, lambda s: _short_count(int(s.row[name])))
+        return column(head, lambda s: short_count(int(s.row[name])))
 
     return [
         column(("", "POLICY"), lambda s: clean(s.label, policy_width),
-               lambda s: _GREEN if s is recommended else "", is_left=True),
+               lambda s: GREEN if s is recommended else "", is_left=True),
         column(("SAVED", unit.name), lambda s: unit.figures(s.saved_bytes),
-               lambda s: _GREEN if s is recommended else ""),
+               lambda s: GREEN if s is recommended else ""),
         column(("OF", "MEMORY"), lambda s: format_share(s.saved_share)),
         size("ZERO", "saved_zero_bytes"),
         count(("SHARED", "pages"), "pages_shared"),
@@ -132,7 +71,7 @@ def _columns(facts: Facts, policy_width: int) -> list[Column]:
         count(("COW", "breaks"), "cow_breaks"),
         column(("CROSS-", "DOMAIN", "pages"), lambda s: _cross(s, facts),
                lambda s: "" if s.is_safe else
-               _RED if int(s.row["cross_domain_sensitive_pages"]) else _YELLOW),
+               RED if int(s.row["cross_domain_sensitive_pages"]) else YELLOW),
         size("IF UN-", "unmerge_bytes", "MERGED"),
     ]
 
@@ -167,11 +106,11 @@ def render_text(result: Result, *, width: int, colour: bool) -> str:
     lines = [*textwrap.wrap(head, width), ""]
     lines += _table(facts, width, colour)
     lines.append("")
-    lines += [_sgr(line, _DIM, colour) for line in textwrap.wrap(_definitions(facts), width)]
+    lines += [sgr(line, DIM, colour) for line in textwrap.wrap(_definitions(facts), width)]
     if not facts.is_measured:
         note = (f"Timings: {', '.join(facts.timings) or 'not stated'}; CPU and times were not "
                 "measured on your machine.")
-        lines += [_sgr(line, _YELLOW, colour) for line in textwrap.wrap(note, width)]
+        lines += [sgr(line, YELLOW, colour) for line in textwrap.wrap(note, width)]
     lines.append("")
     lines += textwrap.wrap(closing(facts), width)
     return "\n".join(lines) + "\n"
