@@ -67,9 +67,7 @@ class TraceStore:
         if not trace.snapshots:
             raise DataError("the trace has no finished snapshot", where=str(path),
                             instead="capture again")
-        n_pages = {guest.guest_id: 0 for guest in trace.guests}
-        for mm in trace.mms:
-            n_pages[mm.guest_id] += len(trace.stored_rows(mm.first_snapshot, mm.mm_id))
+        n_pages = _frames_of_guests(trace)
         values: dict[str, set[str]] = {}
         for region in trace.regions:
             for label, value in region.labels.items():
@@ -81,6 +79,22 @@ class TraceStore:
                   for guest in trace.guests),
             frozenset(values), {label: frozenset(found) for label, found in values.items()},
             trace.hash_info.key_id, trace.hash_info.algorithm)
+
+
+def _frames_of_guests(trace: Trace) -> dict[int, int]:
+    """The most frames that each guest held in any snapshot; shared frames count once a guest."""
+    most = {guest.guest_id: 0 for guest in trace.guests}
+    for snapshot in trace.snapshots:
+        own: dict[int, int] = dict.fromkeys(most, 0)
+        shared: dict[int, set[int]] = {guest_id: set() for guest_id in most}
+        for mm in trace.mms:
+            if mm.first_snapshot <= snapshot.snapshot_id < mm.end_snapshot:
+                frames = trace.mm_pages(snapshot.snapshot_id, mm.mm_id).frame_id
+                own[mm.guest_id] += int((frames < 0).sum())
+                shared[mm.guest_id].update(frames[frames >= 0].tolist())
+        for guest_id in most:
+            most[guest_id] = max(most[guest_id], own[guest_id] + len(shared[guest_id]))
+    return most
 
 
 def load_scenario(path: Path | str, overrides: Sequence[str] = (), *,

@@ -42,7 +42,7 @@ def capture(
 
     Example: sudo planner capture --qemu --snapshots 5 --every 60s --cpu-limit 20% -o traces/host1
     """
-    from planner.capture.session import CaptureRequest, Progress
+    from planner.capture.session import CaptureRequest
     from planner.capture.session import capture as run_capture
     from planner.cli.progress import ProgressLine
     from planner.errors import UsageError
@@ -66,13 +66,8 @@ def capture(
         out=output, snapshots=snapshots, every_ns=every_ns, cpu_limit=limit, include=include,
         key=site_key, force=force)
     line = ProgressLine()
-
-    def show(done: Progress) -> None:
-        share = done.pages_done / done.pages_total if done.pages_total else 1.0
-        line.update(f"snapshot {done.snapshot + 1}/{done.n_snapshots}", min(share, 1.0))
-
     try:
-        path = run_capture(request, show)
+        path = run_capture(request, line.update)
     finally:
         line.done()
     typer.echo(f"{path}: {snapshots} snapshot(s), key id {site_key.key_id}, mode 0600")
