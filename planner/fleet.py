@@ -326,10 +326,10 @@ class _Replay:
         self._frame_id[site] = np.where(new_present, np.concatenate(frame_ids), -1)
         changed = (new_present != self._present[site]) \
             | (new_present & (new_hash != self._hash[site]))
-        site = site[changed]
-        self._hash[site], self._present[site] = new_hash[changed], new_present[changed]
-        self._assign_frames(site)
-        return site
+        moved: npt.NDArray[np.int64] = site[changed]
+        self._hash[moved], self._present[moved] = new_hash[changed], new_present[changed]
+        self._assign_frames(moved)
+        return moved
 
     def _assign_frames(self, changed: npt.NDArray[np.int64]) -> None:
         """Give changed sites their frames: shared where the snapshot says so, else new ones.

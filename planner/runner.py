@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import planner
+from planner import scenario as scenarios
 from planner.engine import simulate_host
 from planner.errors import DataError
 from planner.fleet import FleetHost, build_host
@@ -23,7 +24,6 @@ from planner.metrics import EVENTS, HOSTS, PARTITIONS, SUMMARY, Recorder, Result
 from planner.policies.partition import partition_text
 from planner.policies.timing import merge_text
 from planner.results import scenario_digest
-from planner import scenario as scenarios
 from planner.scenario.spec import GuestFacts, Scenario, TraceFacts, to_json
 from planner.trace import Trace, open_trace
 

@@ -123,10 +123,13 @@ def test_writer_refuses_what_breaks_the_format(tmp_path: Path) -> None:
 
 
 def test_writer_removes_its_work_after_an_exception(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), \
-            TraceWriter(tmp_path / "t", hash_info=INFO, provenance={}) as writer:
-        writer.begin_snapshot(0)
-        raise ZeroDivisionError
+    def interrupted() -> None:
+        with TraceWriter(tmp_path / "t", hash_info=INFO, provenance={}) as writer:
+            writer.begin_snapshot(0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

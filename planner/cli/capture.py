@@ -62,8 +62,8 @@ def capture(
         raise UsageError(str(error), where="--cpu-limit") from None
     site_key = load_site_key(key)
     request = CaptureRequest(
-        pids=tuple(pids or ()), cgroups=tuple(str(path) for path in cgroups or ()), qemu=qemu, labels_csv=labels,
-        out=output, snapshots=snapshots, every_ns=every_ns, cpu_limit=limit, include=include,
+        pids=tuple(pids or ()), cgroups=tuple(str(path) for path in cgroups or ()), qemu=qemu,
+        labels_csv=labels, out=output, snapshots=snapshots, every_ns=every_ns, cpu_limit=limit, include=include,
         key=site_key, force=force)
     line = ProgressLine()
     try:
