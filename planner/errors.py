@@ -120,6 +120,11 @@ class MachineError(PlannerError):
 
 
 class InterruptedRunError(PlannerError):
-    """Stopped by the user; says what was kept."""
+    """Stopped by the user; says what was kept. `partial` is what was finished, if anything."""
 
     exit_code = 130
+
+    def __init__(self, what: str, *, where: str = "", instead: str = "",
+                 partial: object = None) -> None:
+        super().__init__(what, where=where, instead=instead)
+        self.partial = partial

@@ -14,17 +14,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import planner
 from planner import scenario as scenarios
 from planner.engine import simulate_host
-from planner.errors import DataError
+from planner.errors import DataError, InterruptedRunError
 from planner.fleet import FleetHost, build_host
 from planner.ksm.cost import BUILTIN_UNMEASURED
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, SUMMARY, Recorder, Result, summarise
 from planner.policies.partition import partition_text
 from planner.policies.timing import merge_text
 from planner.results import scenario_digest
-from planner.scenario.spec import GuestFacts, Scenario, TraceFacts, to_json
+from planner.scenario.spec import GuestFacts, PolicySpec, Scenario, TraceFacts, to_json
 from planner.trace import Trace, open_trace
 
 __all__ = ["load_scenario", "run", "run_digest"]
@@ -117,7 +119,8 @@ def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
     """Replay every policy of the scenario over its hosts.
 
     `progress(policy, share)` is called as simulated time passes, with the share of all work that
-    is done. Raises ScenarioError or DataError.
+    is done. Raises ScenarioError or DataError, and InterruptedRunError on Ctrl-C, whose `partial`
+    is the Result over the policies that were finished.
     """
     store = store or TraceStore()
     if not isinstance(scenario, Scenario):
@@ -130,23 +133,50 @@ def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
                             where=workload.trace, instead="resolve the scenario again")
     hosts = [build_host(scenario, spec, traces) for spec in scenario.hosts]
     recorder = Recorder()
-    n_steps = len(scenario.policies) * len(hosts)
-    for step, (policy, host) in enumerate(
-            (policy, host) for policy in scenario.policies for host in hosts):
-        report = _step_progress(progress, policy.name, step, n_steps, scenario.horizon_ns)
+    finished: list[PolicySpec] = []
+    try:
+        for policy in scenario.policies:
+            _run_policy(scenario, policy, hosts, recorder, progress, len(finished))
+            finished.append(policy)
+    except KeyboardInterrupt:
+        if not finished:
+            raise InterruptedRunError(
+                "interrupted before the first policy was finished; nothing was written") from None
+        partial = _result(scenario, finished, recorder, traces, hosts, started, "partial")
+        raise InterruptedRunError(
+            f"interrupted after {len(finished)} of {len(scenario.policies)} policies",
+            partial=partial) from None
+    return _result(scenario, finished, recorder, traces, hosts, started, "complete")
+
+
+def _run_policy(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHost],
+                recorder: Recorder, progress: Progress | None, n_finished: int) -> None:
+    for index, host in enumerate(hosts):
+        step = n_finished * len(hosts) + index
+        report = _step_progress(progress, policy.name, step,
+                                len(scenario.policies) * len(hosts), scenario.horizon_ns)
         simulate_host(host, policy, sensitive=scenario.domains.sensitive,
                       horizon_ns=scenario.horizon_ns,
                       sample_every_ns=scenario.output.sample_every_ns, cost=BUILTIN_UNMEASURED,
                       recorder=recorder, progress=report)
-    samples, partitions = recorder.table(HOSTS), recorder.table(PARTITIONS)
-    for policy in scenario.policies:
+
+
+def _result(scenario: Scenario, policies: Sequence[PolicySpec], recorder: Recorder,
+            traces: dict[str, Trace], hosts: Sequence[FleetHost], started: float,
+            status: str) -> Result:
+    """The Result over the finished policies."""
+    names = {policy.name for policy in policies}
+    samples, partitions, events = (_rows_of(recorder.table(kind), names)
+                                   for kind in (HOSTS, PARTITIONS, EVENTS))
+    for policy in policies:
         texts = {"policy": policy.name, "merge": merge_text(policy.merge),
                  "partition_by": partition_text(policy)}
-        recorder.add(SUMMARY, summarise(texts, _rows_of(samples, policy.name),
-                                        _rows_of(partitions, policy.name), scenario.horizon_ns))
+        recorder.add(SUMMARY, summarise(texts, _rows_of(samples, {policy.name}),
+                                        _rows_of(partitions, {policy.name}),
+                                        scenario.horizon_ns))
     record = _run_record(scenario, traces, hosts, time.perf_counter() - started)
-    return Result(to_json(scenario), record, recorder.table(SUMMARY), samples, partitions,
-                  recorder.table(EVENTS))
+    return Result(to_json(scenario), {**record, "status": status}, recorder.table(SUMMARY),
+                  samples, partitions, events)
 
 
 def _step_progress(progress: Progress | None, policy: str, step: int, n_steps: int,
@@ -161,16 +191,16 @@ def _step_progress(progress: Progress | None, policy: str, step: int, n_steps: i
     return report
 
 
-def _rows_of(table: Any, policy: str) -> Any:
+def _rows_of(table: Any, policies: set[str]) -> Any:
     names = table.column("policy").to_pylist()
-    return table.take([index for index, name in enumerate(names) if name == policy])
+    return table.take(np.array([index for index, name in enumerate(names) if name in policies],
+                               np.int64))
 
 
-def _run_record(scenario: Scenario, traces: dict[str, Trace], hosts: list[FleetHost],
+def _run_record(scenario: Scenario, traces: dict[str, Trace], hosts: Sequence[FleetHost],
                 elapsed_s: float) -> dict[str, Any]:
     return {
         "format_version": 1,
-        "status": "complete",
         "digest": run_digest(scenario),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_s": round(elapsed_s, 3),

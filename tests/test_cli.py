@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.csv as pa_csv
@@ -205,20 +202,34 @@ def test_an_unwritable_output_folder_is_said(folder: Path,
     assert "choose another folder" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_leaves_nothing_half_written(folder: Path) -> None:
-    Path("long.yaml").write_text(SCENARIO.replace("sample_every: 5s", "sample_every: 1ms"))
-    process = subprocess.Popen([sys.executable, "-m", "planner", "run", "long.yaml"],
-                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PLANNER_TEST": "1"})
-    time.sleep(0.5)
-    while process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-    _, err = process.communicate()
-    assert process.returncode == 130
-    assert "interrupted" in err
-    assert "Traceback" not in err
+def test_ctrl_c_keeps_the_policies_that_are_finished(folder: Path) -> None:
+    code = ("import os, signal, sys, planner.cli, planner.runner as runner\n"
+            "inner, seen = runner._run_policy, []\n"
+            "def counted(scenario, policy, *rest):\n"
+            "    if len(seen) == int(sys.argv[1]):\n"
+            "        os.kill(os.getpid(), signal.SIGINT)\n"
+            "    seen.append(policy)\n"
+            "    return inner(scenario, policy, *rest)\n"
+            "runner._run_policy = counted\n"
+            "sys.exit(planner.cli.main(['run', 'small.yaml']))\n")
+
+    def interrupted_at(policy: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, str(policy)], capture_output=True,
+                              text=True, check=False)
+
+    first = interrupted_at(0)
+    assert (first.returncode, first.stderr) == (
+        130, "error: interrupted before the first policy was finished; nothing was written\n")
     assert list(folder.glob("results/*")) == []
+    second = interrupted_at(1)
+    assert second.returncode == 130
+    assert "interrupted after 1 of 3 policies; their results are in results/" in second.stderr
+    kept, = folder.glob("results/*")
+    assert kept.name.endswith("-partial")
+    result = load(kept)
+    assert result.run["status"] == "partial"
+    assert result.summary.column("policy").to_pylist() == ["off"]
+    assert set(result.hosts.column("policy").to_pylist()) == {"off"}
 
 
 def test_results_that_are_not_whole_are_told(folder: Path) -> None:

@@ -237,10 +237,10 @@ def capture(request: CaptureRequest, progress: Callable[[str, float], None] | No
     root = root or ProcRoot()
     targets = resolve_targets(root, pids=request.pids, cgroups=request.cgroups, qemu=request.qemu,
                               labels_csv=request.labels_csv)
-    keys = key_words(request.key.key)
-    # Compile before the first snapshot's clock starts.
-    hash_pages(np.zeros((1, PAGE_BYTES), np.uint8), keys)
     with FrameTable(root) as frames:
+        keys = key_words(request.key.key)
+        # Compile before the first snapshot's clock starts.
+        hash_pages(np.zeros((1, PAGE_BYTES), np.uint8), keys)
         if not any(processes_of(root, target) for target in targets):
             raise MachineError("none of the targets has a process",
                                instead="check that the cgroup is the one that runs them")

@@ -62,10 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _complain(str(error))
         return error.exit_code
-    except typer.Abort:
-        _complain("interrupted")
-        return 130
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _complain("interrupted; nothing was written")
         return 130
     except BrokenPipeError:

@@ -32,6 +32,8 @@ def run(
     Example: planner run scenarios/quickstart.yaml
     """
     from planner.cli.progress import ProgressLine
+    from planner.errors import InterruptedRunError
+    from planner.metrics import Result
     from planner.report.html import render_html
     from planner.report.text import render_json, render_text
     from planner.results import load, result_path, save
@@ -46,13 +48,21 @@ def run(
         result = load(path)
         typer.echo(f"{path}: this scenario was run before; --again simulates it anew", err=True)
     else:
+        def kept(finished: Result, at: Path) -> Path:
+            return save(finished, at, texts={"scenario.yaml": scenario.read_text("utf-8"),
+                                             "report.html": render_html(finished)})
+
         line = ProgressLine()
         try:
             result = run_scenario(resolved, progress=line.update, store=store)
+        except InterruptedRunError as interruption:
+            if isinstance(interruption.partial, Result):
+                partial = kept(interruption.partial, path.with_name(path.name + "-partial"))
+                interruption.instead = f"their results are in {partial}"
+            raise
         finally:
             line.done()
-        save(result, path, texts={"scenario.yaml": scenario.read_text("utf-8"),
-                                  "report.html": render_html(result)})
+        kept(result, path)
     if as_json:
         typer.echo(json.dumps(render_json(result), indent=1))
         return 0
