@@ -85,8 +85,8 @@ class CaptureRequest:
             raise UsageError(f"{self.cpu_limit * 100:g} % of one CPU", where="--cpu-limit",
                              instead="write a share such as 10%")
         if self.include not in INCLUDES:
-            raise UsageError(f"{self.include!r} is none of {', '.join(INCLUDES)}", where="--include",
-                             instead="choose one of them")
+            raise UsageError(f"{self.include!r} is none of {', '.join(INCLUDES)}",
+                             where="--include", instead="choose one of them")
 
 
 @dataclass(slots=True)

@@ -63,8 +63,8 @@ def capture(
     site_key = load_site_key(key)
     request = CaptureRequest(
         pids=tuple(pids or ()), cgroups=tuple(str(path) for path in cgroups or ()), qemu=qemu,
-        labels_csv=labels, out=output, snapshots=snapshots, every_ns=every_ns, cpu_limit=limit, include=include,
-        key=site_key, force=force)
+        labels_csv=labels, out=output, snapshots=snapshots, every_ns=every_ns, cpu_limit=limit,
+        include=include, key=site_key, force=force)
     line = ProgressLine()
     try:
         path = run_capture(request, line.update)
