@@ -273,16 +273,17 @@ class PageCapture:
             is_shmem = is_file & ((kpf & KPF_SWAPBACKED) != 0)
             found[is_file] |= np.uint32(PageFlag.FILE)
             found[is_shmem] ^= np.uint32(PageFlag.FILE | PageFlag.SHMEM)
-        # Bit 56 says "mapped once" exactly (kpagecount 1), so only the others are counted.
+        # Bit 56 says "mapped once" (kpagecount 1) exactly for small pages, which need no counting
+        # then. All pages of a huge mapping have the bit of its first page.
         is_once = (present & PM_EXCLUSIVE) != 0
         is_zero_page = (kpf & KPF_ZERO_PAGE) != 0
-        others = np.flatnonzero(~is_once & ~is_zero_page)
-        n_mappings = self.frames.n_mappings(pfns[others])
-        is_once[others] = n_mappings == 1
+        counted = np.flatnonzero((~is_once | ((kpf & KPF_COMPOUND) != 0)) & ~is_zero_page)
+        n_mappings = self.frames.n_mappings(pfns[counted])
+        is_once[counted] = n_mappings == 1
         found[is_once] |= np.uint32(PageFlag.EXCLUSIVE)
         # An exclusive page of another mapping's making (its fork has exited) may be unshared by
         # pinning: the page's own mark is asked as well as the number of mappings.
-        may_be_pinned = ((present & PM_EXCLUSIVE) != 0) & (
+        may_be_pinned = is_once & ((present & PM_EXCLUSIVE) != 0) & (
             (kpf & (KPF_ANON | KPF_KSM | KPF_ANON_EXCLUSIVE)) == (KPF_ANON | KPF_ANON_EXCLUSIVE))
         if not may_pin:
             may_be_pinned[:] = False
@@ -290,7 +291,7 @@ class PageCapture:
         found[is_zero_page] |= np.uint32(PageFlag.ZERO)
         pages.flags[here] = found
         is_shared[here] = False
-        is_shared[here[others]] = n_mappings > 1
+        is_shared[here[counted]] = n_mappings > 1
         pages.numa_node[here] = self.numa.node_of(pfns)
         self._hash(reader, pages, here[may_be_pinned], pin=True)
         self._hash(reader, pages, here[~may_be_pinned & ~is_zero_page], pin=False)
