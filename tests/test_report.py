@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from planner.metrics import Result
 from planner.report import render_html, render_json, render_text
 from planner.report.charts import MAX_TIMES, charts, look, saved_over_time, shortfall_bytes
-from planner.report.facts import clean, distinct, gather, verdict
+from planner.report.facts import Strategy, best, clean, distinct, gather, verdict
 from planner.report.html import MAX_PARTITIONS, script_json
 from planner.report.text import render_trace_info
 from planner.trace import open_trace
@@ -531,3 +531,14 @@ def test_trace_info_reads_what_the_count_writes(tmp_path: Path) -> None:
     assert row["(none)"][1:4] == ["1", f"{40 * kib:.2f}", "0"]
     assert row["tenant"][1:4] == ["2", f"{30 * kib:.2f}", f"{10 * kib:.2f}"]
     assert row["guest"][1:4] == ["4", "0", f"{40 * kib:.2f}"]
+
+
+def test_of_nearly_equal_savings_the_cheapest_in_cpu_is_preferred() -> None:
+    def strategy(name: str, saved: int, cpu: int) -> Strategy:
+        return Strategy(name, name, 0, {"saved_bytes": saved, "merge_cpu_ns": cpu})
+
+    most, near, far = strategy("most", 1000, 900), strategy("near", 960, 5), \
+        strategy("far", 900, 1)
+    assert best([most, near, far]) is near
+    assert best([most, far]) is most
+    assert best([strategy("none", 0, 0), strategy("worse", -5, 0)]) is None

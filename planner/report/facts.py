@@ -31,6 +31,8 @@ __all__ = [
 
 #: A strategy that saves less than this share of guest memory is not worth enabling.
 MIN_SAVED_SHARE = 0.01
+#: Strategies within 5 % of the greatest saving count as equal; CPU decides among them.
+NEARLY = 0.95
 #: Longest name shown; longer ones end in an ellipsis.
 MAX_NAME = 48
 #: Categories that print nothing, move the cursor or turn the text around.
@@ -194,9 +196,15 @@ def _exposure(strategy: Strategy) -> str:
 
 
 def best(strategies: Iterable[Strategy]) -> Strategy | None:
-    """The strategy that saves most, the first of equals; none where none saves anything."""
+    """The strategy to prefer; none where none saves anything.
+
+    Of those that save nearly as much as the one that saves most (NEARLY), it is the one that
+    takes the least merge CPU: a few pages more are not worth many times the work.
+    """
     saving = [s for s in strategies if s.saved_bytes > 0]
-    return max(saving, key=lambda s: s.saved_bytes, default=None)
+    most = max((s.saved_bytes for s in saving), default=0)
+    near = [s for s in saving if s.saved_bytes >= NEARLY * most]
+    return min(near, key=lambda s: (int(s.row["merge_cpu_ns"]), -s.saved_bytes), default=None)
 
 
 def verdict(facts: Facts) -> tuple[str, ...]:
