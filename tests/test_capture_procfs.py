@@ -144,14 +144,14 @@ def test_near_frames_share_one_read_and_far_ones_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    real = os.preadv
+    real = os.pread
 
-    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
-        reads.append((offset // 8, len(buffers[0]) // 8))
-        return real(fd, buffers, offset)
+    def pread(fd: int, n_bytes: int, offset: int) -> bytes:
+        reads.append((offset // 8, n_bytes // 8))
+        return real(fd, n_bytes, offset)
 
     with FrameTable(FakeProc(tmp_path).root) as frames:
-        monkeypatch.setattr(os, "preadv", preadv)
+        monkeypatch.setattr(os, "pread", pread)
         frames.flags(np.array([900, 100, 103, 101, 100, 1000], np.uint64))
     assert reads == [(100, 4), (900, 1), (1000, 1)]
 

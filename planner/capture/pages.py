@@ -62,8 +62,8 @@ U32 = npt.NDArray[np.uint32]
 
 #: Pages between two looks at the pagemap: 16 MiB, some milliseconds.
 _CHUNK_PAGES = 4096
-#: Pages read at once and hashed while they are in the cache: 1 MiB.
-_BATCH_PAGES = 256
+#: Pages read at once and hashed while they are in the cache: 2 MiB.
+_BATCH_PAGES = 512
 #: Pages looked over at once where nothing is present.
 _STRIDE_PAGES = 1 << 16
 _ATTEMPTS = 2
@@ -275,11 +275,14 @@ class PageCapture:
             found[is_shmem] ^= np.uint32(PageFlag.FILE | PageFlag.SHMEM)
         # Bit 56 says "mapped once" (kpagecount 1) exactly for small pages, which need no counting
         # then. All pages of a huge mapping have the bit of its first page.
-        is_once = (present & PM_EXCLUSIVE) != 0
         is_zero_page = (kpf & KPF_ZERO_PAGE) != 0
-        counted = np.flatnonzero((~is_once | ((kpf & KPF_COMPOUND) != 0)) & ~is_zero_page)
-        n_mappings = self.frames.n_mappings(pfns[counted])
-        is_once[counted] = n_mappings == 1
+        is_once = (present & PM_EXCLUSIVE) != 0
+        is_many = ~is_once & ~is_zero_page
+        counted = np.flatnonzero(kpf & KPF_COMPOUND)
+        if len(counted):
+            n_mappings = self.frames.n_mappings(pfns[counted])
+            is_once[counted] = n_mappings == 1
+            is_many[counted] = (n_mappings > 1) & ~is_zero_page[counted]
         found[is_once] |= np.uint32(PageFlag.EXCLUSIVE)
         # An exclusive page of another mapping's making (its fork has exited) may be unshared by
         # pinning: the page's own mark is asked as well as the number of mappings.
@@ -290,8 +293,7 @@ class PageCapture:
         pages.hash[here[is_zero_page]] = zero_hash(self.keys)
         found[is_zero_page] |= np.uint32(PageFlag.ZERO)
         pages.flags[here] = found
-        is_shared[here] = False
-        is_shared[here[counted]] = n_mappings > 1
+        is_shared[here] = is_many
         pages.numa_node[here] = self.numa.node_of(pfns)
         self._hash(reader, pages, here[may_be_pinned], pin=True)
         self._hash(reader, pages, here[~may_be_pinned & ~is_zero_page], pin=False)

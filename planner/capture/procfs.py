@@ -284,19 +284,18 @@ class FrameTable:
             return np.zeros(0, np.uint64)
         order = np.argsort(pfns)
         frames = pfns[order].astype(np.int64)
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(frames) > _FRAME_GAP) + 1])
+        is_start = np.concatenate([[True], frames[1:] - frames[:-1] > _FRAME_GAP])
+        starts = np.flatnonzero(is_start)
         first = frames[starts]
-        last = frames[np.append(starts[1:], len(frames)) - 1]
-        lengths = last - first + 1
+        lengths = frames[np.append(starts[1:], len(frames)) - 1] - first + 1
         ends = np.cumsum(lengths)
+        # One C loop over the runs: they are short where memory is fragmented.
+        raw = b"".join(map(os.pread, itertools.repeat(self._fds[name]), (lengths * 8).tolist(),
+                           (first * 8).tolist()))
+        # Only the last run can be short: past the end of memory.
         words = np.zeros(int(ends[-1]), np.uint64)
-        view = words.data.cast("B")
-        fd = self._fds[name]
-        at = 0
-        for frame, end in zip((first * 8).tolist(), (ends * 8).tolist(), strict=True):
-            os.preadv(fd, [view[at:end]], frame)
-            at = end
-        shift = np.repeat(ends - lengths - first, np.diff(np.append(starts, len(frames))))
+        words[:len(raw) // 8] = np.frombuffer(raw, np.uint64)
+        shift = (ends - lengths - first)[np.cumsum(is_start) - 1]
         values = np.empty(len(pfns), np.uint64)
         values[order] = words[frames + shift]
         return values

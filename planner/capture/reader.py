@@ -132,5 +132,7 @@ def _runs(vpns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.intp], npt.NDArra
     """Runs of consecutive pages as index intervals `[start, end)`."""
     if not len(vpns):
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    breaks = np.flatnonzero(np.diff(vpns) != 1) + 1
+    if int(vpns[-1]) - int(vpns[0]) == len(vpns) - 1:
+        return np.zeros(1, np.intp), np.full(1, len(vpns), np.intp)
+    breaks = np.flatnonzero(vpns[1:] - vpns[:-1] != 1) + 1
     return np.concatenate([[0], breaks]), np.append(breaks, len(vpns))

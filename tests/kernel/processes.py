@@ -75,7 +75,8 @@ def step(order):
         while time.monotonic() < end:
             began = time.perf_counter_ns()
             for _ in range(64):
-                ctypes.memset(order["address"] + i % n * 4096, i & 255, 64)
+                page = order["address"] + i % n * 4096
+                ctypes.string_at(page, 64) if order["is_reading"] else ctypes.memset(page, i, 64)
                 i += 37
             times.append(time.perf_counter_ns() - began)
             time.sleep(0.0005)
