@@ -24,6 +24,7 @@ maps it in (label, guest) order.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -56,6 +57,8 @@ _WIDE_GROUP_BITS = 32
 #: Fewer pages than this are counted in one thread.
 _THREAD_PAGES = 1 << 20
 _MAX_THREADS = 8
+#: Several, so that a thread held up by other work on the machine does not hold up the others.
+_PIECES_PER_THREAD = 4
 
 
 class Column(IntEnum):
@@ -179,6 +182,13 @@ def _mark_repeats(frame_ids: _I32, starts: _I64, ends: _I64, seen: npt.NDArray[n
 
 
 @njit
+def _mixed(page_hash: np.uint64, zero: np.uint64) -> np.uint64:
+    """A bijection with spread top bits, whatever the hashes; the zero page's hash becomes 0."""
+    x = page_hash ^ zero
+    return (x ^ (x >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+
+
+@njit
 def _histogram(hashes: _U64, repeat: npt.NDArray[np.uint8], starts: _I64, ends: _I64, group: _I64,
                zero: np.uint64, bucket_bits: np.uint64, sizes: _I64, counts: _I64) -> None:
     """Bucket sizes, and pages, repeats and zero frames per group, of some segments."""
@@ -193,14 +203,12 @@ def _histogram(hashes: _U64, repeat: npt.NDArray[np.uint8], starts: _I64, ends: 
             if has_repeats and repeat[start + i >> 3] >> (start + i & 7) & 1:
                 n_repeats += 1
                 continue
-            x = pages[i] ^ zero
+            x = _mixed(pages[i], zero)
             n_zero += np.int64(x == np.uint64(0))
-            # Bijective, and zero stays zero. Real hashes are uniform; this guards against others.
-            x = (x ^ (x >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
             sizes[x >> shift] += 1
         # Zero pages were all counted in bucket 0.
         sizes[0] -= n_zero
-        counts[group[s], 0] += ends[s] - starts[s]
+        counts[group[s], 0] += len(pages)
         counts[group[s], 1] += n_repeats
         counts[group[s], 2] += n_zero
 
@@ -217,15 +225,15 @@ def _scatter(hashes: _U64, repeat: npt.NDArray[np.uint8], starts: _I64, ends: _I
         start = starts[s]
         pages = hashes[start : ends[s]]
         for i in range(len(pages)):
+            x = _mixed(pages[i], zero)
             if has_repeats and repeat[start + i >> 3] >> (start + i & 7) & 1:
                 continue
-            x = pages[i] ^ zero
-            if x != np.uint64(0):
-                x = (x ^ (x >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
-                bucket = x >> shift
-                at = cursor[bucket]
-                words[np.uint64(at)] = (x << bucket_bits) | local_group
-                cursor[bucket] = at + 1
+            if x == np.uint64(0):
+                continue
+            bucket = x >> shift
+            at = cursor[bucket]
+            words[np.uint64(at)] = (x << bucket_bits) | local_group
+            cursor[bucket] = at + 1
 
 
 @njit
@@ -276,7 +284,7 @@ def _checked_segments(n_pages: int, starts: _I64, ends: _I64 | None, label: _I32
     return starts, ends
 
 
-def _pieces(starts: _I64, ends: _I64, group: _I64, n_threads: int,
+def _pieces(starts: _I64, ends: _I64, group: _I64, n_parts: int,
             window: int) -> list[tuple[_I64, _I64, _I64, int]]:
     """Cut the segments, in order, into work of like size, each within one window of groups.
 
@@ -289,7 +297,7 @@ def _pieces(starts: _I64, ends: _I64, group: _I64, n_threads: int,
     # Position of each segment when all are laid end to end; cuts in these positions.
     position = np.concatenate([[0], np.cumsum(ends - starts)])
     n_pages = int(position[-1])
-    cuts = {n_pages * t // n_threads for t in range(1, n_threads)}
+    cuts = {n_pages * part // n_parts for part in range(1, n_parts)}
     cuts.update(position[1:-1][np.diff(group // window) != 0].tolist())
     edges = sorted(cuts - {0, n_pages})
     pieces = []
@@ -392,7 +400,8 @@ def count_segments(
     bits = min(max(bits, (n_groups - 1).bit_length()), _MAX_BUCKET_BITS)
     n_buckets = 1 << bits
     bucket_bits, zero = np.uint64(bits), np.uint64(zero_hash)
-    pieces = _pieces(starts, ends, group, n_threads, n_buckets)
+    n_parts = n_threads * _PIECES_PER_THREAD if n_threads > 1 else 1
+    pieces = _pieces(starts, ends, group, n_parts, n_buckets)
     n_pieces = len(pieces)
     if not n_pieces:
         return SegmentCounts(group_label, group_guest, counts)
@@ -433,13 +442,17 @@ def count_segments(
     fits = n_groups <= n_buckets
     group_bits = bucket_bits if fits else np.uint64(_WIDE_GROUP_BITS)
     edges = offsets[::n_pieces]
-    # Threads take buckets of about as many pages; they sort and count while a bucket is cached.
-    shares = np.searchsorted(edges, [len(words) * t // n_threads for t in range(n_threads + 1)])
+    buckets = deque(range(n_buckets))
     relation = np.zeros((n_threads, n_groups * 8), np.int64)
     credit = np.zeros((n_threads, n_groups * 8), np.int64)
 
     def count(t: int) -> None:
-        for bucket in range(int(shares[t]), int(shares[t + 1])):
+        # Sorted and counted at once, while the bucket is cached.
+        while True:
+            try:
+                bucket = buckets.popleft()
+            except IndexError:
+                return
             part = words[edges[bucket] : edges[bucket + 1]]
             if not len(part):
                 continue

@@ -142,18 +142,23 @@ def test_shared_frames(benchmark: BenchmarkFixture) -> None:
 
 
 _MEMORY = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 from tests.bench.bench_dedup import count, some_hashes, with_segments
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which a process takes over from the one that started it.
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 count(with_segments(some_hashes(1000)))
 base = peak()
 n_pages = int(sys.argv[1])
 # Made in place, so that making it is not the peak that is measured.
-hashes = np.random.default_rng(1).integers(0, 2**64, n_pages, dtype=np.uint64)
+hashes = np.empty(n_pages, np.uint64)
+rng = np.random.default_rng(1)
+for part in np.array_split(hashes, 16):
+    part[:] = rng.integers(0, 2**64, len(part), dtype=np.uint64)
 hashes[n_pages * 6 // 10:] = hashes[:n_pages - n_pages * 6 // 10]
 made = peak()
 start = time.perf_counter()
@@ -183,8 +188,8 @@ def test_memory_stays_below_three_times_the_hashes(n_pages: int,
     assert found["n_pages"] == n_pages
     assert found["n_contents"] == n_contents
     assert found["n_duplicates"] == n_pages - n_contents
-    assert found["made"] <= 1.2 * found["input"]
-    assert found["peak"] <= 3 * found["input"]
+    assert found["input"] <= found["made"] <= 1.5 * found["input"]
+    assert 2 * found["input"] * 0.9 <= found["peak"] <= 3 * found["input"]
 
 
 def test_ratios_in_one_run(columns: Columns, benchmark: BenchmarkFixture) -> None:
