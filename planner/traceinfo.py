@@ -196,7 +196,11 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True)
 class TraceInfo:
-    """What `planner trace info` shows of one snapshot. `guests` maps names by guest id order."""
+    """What `planner trace info` shows of one snapshot.
+
+    `guests` are (name, kind, labels, sums) in the order of guest ids; `boundaries` start with
+    "guest".
+    """
 
     path: str
     digest: str
