@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -85,17 +86,16 @@ class TraceStore:
 
 def _frames_of_guests(trace: Trace) -> dict[int, int]:
     """The most frames that each guest held in any snapshot; shared frames count once a guest."""
+    own: Counter[tuple[int, int]] = Counter()
+    shared: dict[tuple[int, int], set[int]] = {}
+    for mm in trace.mms:
+        for snapshot_id, pages in trace.mm_history(mm.mm_id):
+            place = (mm.guest_id, snapshot_id)
+            own[place] += int((pages.frame_id < 0).sum())
+            shared.setdefault(place, set()).update(pages.frame_id[pages.frame_id >= 0].tolist())
     most = {guest.guest_id: 0 for guest in trace.guests}
-    for snapshot in trace.snapshots:
-        own: dict[int, int] = dict.fromkeys(most, 0)
-        shared: dict[int, set[int]] = {guest_id: set() for guest_id in most}
-        for mm in trace.mms:
-            if mm.first_snapshot <= snapshot.snapshot_id < mm.end_snapshot:
-                frames = trace.mm_pages(snapshot.snapshot_id, mm.mm_id).frame_id
-                own[mm.guest_id] += int((frames < 0).sum())
-                shared[mm.guest_id].update(frames[frames >= 0].tolist())
-        for guest_id in most:
-            most[guest_id] = max(most[guest_id], own[guest_id] + len(shared[guest_id]))
+    for (guest_id, snapshot_id), n_own in own.items():
+        most[guest_id] = max(most[guest_id], n_own + len(shared[guest_id, snapshot_id]))
     return most
 
 

@@ -35,7 +35,6 @@ from planner.trace import (
     empty_pages,
     is_ksm_compatible,
 )
-from planner.trace.reader import apply_changes
 
 __all__ = [
     "FORMAT_VERSION",
@@ -406,16 +405,15 @@ class _Survey:
     def run(self) -> None:
         """Read each mm through all its snapshots."""
         for mm in self.trace.mms:
-            pages = empty_pages()
-            for snapshot_id in range(mm.first_snapshot, mm.end_snapshot):
-                before = pages
-                pages = apply_changes(before, self.trace.stored_rows(snapshot_id, mm.mm_id))
+            before = empty_pages()
+            for snapshot_id, pages in self.trace.mm_history(mm.mm_id):
                 if snapshot_id > mm.first_snapshot:
                     self._compare(self.sums[mm.guest_id], before, pages,
                                   self._minutes[snapshot_id])
                 if snapshot_id == self.snapshot_id:
                     self._collect(mm.guest_id, pages,
                                   self.trace.mm_regions(snapshot_id, mm.mm_id))
+                before = pages
         if self.eligibility.n_pages < self._n_expected:
             raise self._altered()
 

@@ -64,9 +64,7 @@ def check(trace: TracePath) -> int:
     from planner.units import format_duration
 
     opened = open_trace(trace)
-    n_pages = 0
-    for snapshot in opened.snapshots:
-        n_pages += sum(len(pages) for _, pages in opened.iter_mm_pages(snapshot.snapshot_id))
+    n_pages = sum(len(pages) for mm in opened.mms for _, pages in opened.mm_history(mm.mm_id))
     expected = sum(snapshot.n_pages for snapshot in opened.snapshots)
     if n_pages != expected:
         from planner.errors import TraceAlteredError

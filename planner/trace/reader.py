@@ -112,13 +112,18 @@ class Trace:
     def mm_pages(self, snapshot_id: int, mm_id: int) -> PageColumns:
         """The pages of an mm in a snapshot, deltas applied; empty when it is not there."""
         self._check_snapshot(snapshot_id)
+        for at, pages in self.mm_history(mm_id):
+            if at == snapshot_id:
+                return pages
+        return empty_pages()
+
+    def mm_history(self, mm_id: int) -> Iterator[tuple[int, PageColumns]]:
+        """Pairs (snapshot_id, pages) of an mm over its snapshots, each delta read once."""
         mm = self._mm_of[mm_id]
-        if not mm.first_snapshot <= snapshot_id < mm.end_snapshot:
-            return empty_pages()
         pages = empty_pages()
-        for stored in range(mm.first_snapshot, snapshot_id + 1):
-            pages = apply_changes(pages, self.stored_rows(stored, mm_id))
-        return pages
+        for snapshot_id in range(mm.first_snapshot, mm.end_snapshot):
+            pages = apply_changes(pages, self.stored_rows(snapshot_id, mm_id))
+            yield snapshot_id, pages
 
     def iter_mm_pages(self, snapshot_id: int) -> Iterator[tuple[int, PageColumns]]:
         """Pairs (mm_id, pages) of a snapshot, ascending; one mm in memory at a time."""
