@@ -298,7 +298,12 @@ class _Replay:
             self._host.events.setdefault(column, []).append(values)
 
     def _apply(self, snapshot_id: int) -> npt.NDArray[np.int64]:
-        """Bring the state to a snapshot; returns the sites whose content changed, ascending."""
+        """Bring the state to a snapshot; returns the sites that were written, ascending.
+
+        Those are the sites whose content changed, and those that left a shared frame with the same
+        content: a page that fork shares is copied by any write, and reference counts for example
+        go up and come down again.
+        """
         touched: list[npt.NDArray[np.int64]] = []
         hashes: list[npt.NDArray[np.uint64]] = []
         present: list[npt.NDArray[np.bool_]] = []
@@ -323,13 +328,16 @@ class _Replay:
             return np.empty(0, np.int64)
         site = np.concatenate(touched)
         new_hash, new_present = np.concatenate(hashes), np.concatenate(present)
+        old_id = self._frame_id[site]
         self._frame_id[site] = np.where(new_present, np.concatenate(frame_ids), -1)
         changed = (new_present != self._present[site]) \
             | (new_present & (new_hash != self._hash[site]))
         moved: npt.NDArray[np.int64] = site[changed]
         self._hash[moved], self._present[moved] = new_hash[changed], new_present[changed]
         self._assign_frames(moved)
-        return moved
+        stayed = ~changed & new_present
+        parted = self._part_frames(site[stayed], old_id[stayed])
+        return np.union1d(moved, parted)
 
     def _assign_frames(self, changed: npt.NDArray[np.int64]) -> None:
         """Give changed sites their frames: shared where the snapshot says so, else new ones.
@@ -350,6 +358,36 @@ class _Replay:
         missing = missing[frame_of_id[missing] < 0]
         frame_of_id[missing] = self._new_frames(len(missing))
         self._frame[shared] = frame_of_id[self._frame_id[shared]]
+
+    def _part_frames(self, stayed: npt.NDArray[np.int64], old_id: npt.NDArray[np.int32]
+                     ) -> npt.NDArray[np.int64]:
+        """Give new frames to sites of equal content that no longer share one; returns them.
+
+        Of the sites that shared frame id f and now have others, those with one id are one frame
+        still. One of these parts keeps the frame if nobody has f any more (the last mapping left,
+        or the frame was migrated); every other part was copied.
+        """
+        is_other = (old_id >= 0) & (self._frame_id[stayed] != old_id)
+        site, old = stayed[is_other], old_id[is_other].astype(np.int64)
+        if not len(site):
+            return site
+        new = self._frame_id[site].astype(np.int64)
+        new[new < 0] = -1 - site[new < 0]  # mapped once: a part of its own
+        order = np.lexsort((site, new, old))
+        site, old, new = site[order], old[order], new[order]
+        is_part = np.append(True, (np.diff(old) != 0) | (np.diff(new) != 0))
+        part = np.cumsum(is_part) - 1
+        part_old, part_site = old[is_part], np.minimum.reduceat(site, np.flatnonzero(is_part))
+        by_age = np.lexsort((part_site, part_old))
+        is_first = np.zeros(len(part_old), bool)
+        is_first[by_age[np.append(True, np.diff(part_old[by_age]) != 0)]] = True
+        keeps = is_first & ~np.isin(part_old, self._frame_id)
+        frame_of_part = np.full(len(part_old), -1, np.int64)
+        frame_of_part[~keeps] = self._new_frames(int((~keeps).sum()))
+        copied = ~keeps[part]
+        self._frame[site[copied]] = frame_of_part[part[copied]]
+        parted: npt.NDArray[np.int64] = np.sort(site[copied])
+        return parted
 
     def _new_frames(self, n_frames: int) -> npt.NDArray[np.int64]:
         first = self._host.n_frames

@@ -11,7 +11,7 @@ from planner.errors import DataError
 from planner.fleet import FleetHost, build_host, random_stream
 from planner.policies.partition import partition_classes
 from planner.scenario.spec import Never, PolicySpec
-from planner.trace import PageFlag, RegionFlag, open_trace
+from planner.trace import PageColumns, PageFlag, RegionFlag, open_trace
 from tests.scenario_builder import scenario_for
 from tests.trace_builder import ANON, SECOND, GuestPlan, MmPlan, build_trace, pages_of
 
@@ -86,6 +86,21 @@ def test_a_page_born_by_fork_joins_the_frame_of_its_parent(tmp_path: Path) -> No
         MmPlan([None, pages_of([1], frames=[4])])])]))
     assert host.event_site.tolist() == [2]
     assert host.event_frame[0] == host.site_frame[0]
+
+
+def test_pages_that_leave_a_shared_frame_unchanged_were_written(tmp_path: Path) -> None:
+    # Page 0: all three part. Page 1: the third leaves. Page 2: all move to another frame together
+    # (migration). Page 3: shared with a process that was not captured, which exits.
+    def frames(*ids: int) -> PageColumns:
+        return pages_of([1, 2, 3, 4], frames=list(ids))
+
+    host = host_of(build_trace(tmp_path / "t", [GuestPlan("a", {}, [
+        MmPlan([frames(0, 1, 2, 3), frames(-1, 1, 9, -1)]),
+        MmPlan([frames(0, 1, 2, -1), frames(-1, 1, 9, -1)]),
+        MmPlan([frames(0, 1, 2, -1), frames(-1, -1, 9, -1)])])]))
+    assert sorted(host.event_site.tolist()) == [4, 8, 9]
+    assert [host.site_content[site] for site in host.event_site] == host.event_content.tolist()
+    assert len({*host.event_frame.tolist(), *host.site_frame.tolist()}) == 5 + 1 + 3
 
 
 def test_eligibility_follows_the_region_and_the_workload(tmp_path: Path) -> None:

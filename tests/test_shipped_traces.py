@@ -92,7 +92,8 @@ def test_every_shipped_scenario_passes_the_check(capsys: pytest.CaptureFixture[s
 
 def test_one_merge_space_frees_what_a_plain_count_of_the_last_snapshot_says(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # A merge at the very end sees exactly the last snapshot.
+    # Merging at the very end sees exactly the last snapshot. Two passes: of a page that fork
+    # shares, the first may leave a mapping behind (its twin was met only afterwards).
     import planner
 
     scenario = tmp_path / "s.yaml"
@@ -103,7 +104,7 @@ hosts: [{{name: host, memory: 64GiB}}]
 workloads: [{{name: all, trace: {TRACES / 'container-host'}}}]
 policies:
   - name: one
-    merge: {{sync: {{at: [{{boot: {{after: 299s}}}}]}}}}
+    merge: {{sync: {{at: [{{boot: {{after: 297s}}}}, {{boot: {{after: 298750ms}}}}]}}}}
 output: {{sample_every: 10s}}
 """)
     info = trace_info(open_trace(TRACES / "container-host"), advised_only=True).to_json()
