@@ -337,7 +337,8 @@ class _Replay:
         self._assign_frames(moved)
         stayed = ~changed & new_present
         parted = self._part_frames(site[stayed], old_id[stayed])
-        return np.union1d(moved, parted)
+        written: npt.NDArray[np.int64] = np.union1d(moved, parted)
+        return written
 
     def _assign_frames(self, changed: npt.NDArray[np.int64]) -> None:
         """Give changed sites their frames: shared where the snapshot says so, else new ones.
