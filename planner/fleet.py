@@ -369,9 +369,9 @@ class _Replay:
         or the frame was migrated); every other part was copied.
         """
         is_other = (old_id >= 0) & (self._frame_id[stayed] != old_id)
+        if not is_other.any():
+            return np.empty(0, np.int64)
         site, old = stayed[is_other], old_id[is_other].astype(np.int64)
-        if not len(site):
-            return site
         new = self._frame_id[site].astype(np.int64)
         new[new < 0] = -1 - site[new < 0]  # mapped once: a part of its own
         order = np.lexsort((site, new, old))
