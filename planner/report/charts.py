@@ -197,7 +197,7 @@ def exposure_chart(facts: Facts) -> Spec:
         "fillOpacity": _FILLED_AS_GIVEN,
         "size": {"field": "cpu_s", "type": "quantitative", "title": "merge CPU (s)",
                  "scale": {"type": "linear", "domain": [0, most_cpu_s], "range": [40, 900]},
-                 "legend": grey | {"columns": 3, "format": "~g", "values": [
+                 "legend": grey | {"columns": 3, "format": ".3~r", "values": [
                      0, float(f"{most_cpu_s / 2:.2g}"), float(f"{most_cpu_s:.2g}")]}},
         "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
                     {"field": "saved", "type": "quantitative", "title": f"saved {unit.name}"},
