@@ -72,6 +72,7 @@ class _HostRun:
         self._partition_of_site = self._map.of_class[host.site_class]
         self._spaces = _merge_spaces(host, self._map, self._partition_of_site, sensitive, cost)
         self._env = simpy.Environment(initial_time=0)
+        self._sampled_at_ns = -1
 
     def run(self, horizon_ns: int, sample_every_ns: int,
             progress: Callable[[int], None] | None) -> None:
@@ -111,16 +112,23 @@ class _HostRun:
     def _sample(self, horizon_ns: int, every_ns: int,
                 progress: Callable[[int], None] | None) -> Generator[simpy.Event, Any, None]:
         while True:
-            self._advance()
-            now_ns = int(self._env.now)
-            self._recorder.add(HOSTS, {
-                "policy": self._policy.name, "host": self._host.spec.name, "time_ns": now_ns,
-                **_sample_columns(self._spaces.counters())})
+            now_ns = self._take_sample()
             if progress is not None:
                 progress(now_ns)
             if now_ns >= horizon_ns:
                 return
             yield self._env.timeout(min(every_ns, horizon_ns - now_ns))
+
+    def _take_sample(self) -> int:
+        """Record the host's counters now; returns the time. At most one sample a time."""
+        self._advance()
+        now_ns = int(self._env.now)
+        if now_ns != self._sampled_at_ns:
+            self._sampled_at_ns = now_ns
+            self._recorder.add(HOSTS, {
+                "policy": self._policy.name, "host": self._host.spec.name, "time_ns": now_ns,
+                **_sample_columns(self._spaces.counters())})
+        return now_ns
 
     def _merge_at(self, times_ns: tuple[int, ...]) -> Generator[simpy.Event, Any, None]:
         """The synchronous caller: at each trigger, every partition's ranges one after another.
@@ -147,6 +155,7 @@ class _HostRun:
                     "merged_pages": done.merged_pages, "candidate_pages": done.candidate_pages,
                     "cpu_ns": done.cost_ns})
                 yield self._env.timeout(done.cost_ns)
+            self._take_sample()
 
     def _record_scan(self, scan: FullScan) -> None:
         self._recorder.add(EVENTS, {

@@ -73,6 +73,10 @@ class FleetHost:
     Contents: `content_is_zero` u8. Events, by ascending time: `event_time_ns` i64, `event_site`
     i32, `event_content` i32 (-1: the page is gone), `event_frame` i32 (the site's frame from
     then on). Equal frame ids are one frame: what fork already shares.
+
+    Pages that KSM had merged when they were captured have a frame each: the base of every
+    comparison is the host without merging. `n_premerged_frames` is how many frames that merging
+    saved at the first snapshot, so that a report can say what today's KSM does already.
     """
 
     spec: HostSpec
@@ -92,6 +96,7 @@ class FleetHost:
     event_content: npt.NDArray[np.int32]
     event_frame: npt.NDArray[np.int32]
     n_frames: int
+    n_premerged_frames: int
 
 
 def random_stream(seed: int, *identity: str | int) -> np.random.Generator:
@@ -124,6 +129,13 @@ def _followed(pages: PageColumns) -> npt.NDArray[np.bool_]:
     return followed
 
 
+def _unmerged_frame_ids(pages: PageColumns) -> npt.NDArray[np.int32]:
+    """Frame ids as if KSM had merged nothing: its pages have a frame each."""
+    is_ksm = (pages.flags & np.uint32(PageFlag.KSM)) != 0
+    ids: npt.NDArray[np.int32] = np.where(is_ksm, np.int32(-1), pages.frame_id)
+    return ids
+
+
 def _is_eligible(mergeable: str, flags: int) -> bool:
     if mergeable == "none" or not is_ksm_compatible(flags):
         return False
@@ -141,6 +153,7 @@ class _HostArrays:
     zero_hashes: set[int] = field(default_factory=set)
     n_sites: int = 0
     n_frames: int = 0
+    n_premerged_frames: int = 0
     sites: dict[str, list[npt.NDArray[np.generic]]] = field(default_factory=dict)
     events: dict[str, list[npt.NDArray[np.generic]]] = field(default_factory=dict)
 
@@ -184,7 +197,7 @@ class _HostArrays:
             site_frame=sites["frame"], content_is_zero=zero.astype(np.uint8),
             event_time_ns=events["time_ns"], event_site=events["site"],
             event_content=content[n_sites:], event_frame=events["frame"],
-            n_frames=self.n_frames)
+            n_frames=self.n_frames, n_premerged_frames=self.n_premerged_frames)
 
 
 class _RegionIndex:
@@ -279,6 +292,7 @@ class _Replay:
         snapshots = self._trace.snapshots
         origin_ns = snapshots[0].end_ns
         self._apply(0)
+        self._host.n_premerged_frames += self._count_premerged()
         add = self._host.sites.setdefault
         for column, values in (("hash", self._hash), ("present", self._present),
                                ("frame", self._frame.astype(np.int32))):
@@ -289,6 +303,14 @@ class _Replay:
                                        after.start_ns - origin_ns)
             self._add_events(site[time_ns <= horizon_ns], time_ns[time_ns <= horizon_ns])
         self._add_events(np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def _count_premerged(self) -> int:
+        """Frames that KSM saved in the first snapshot."""
+        ids = [mm.stored[0].frame_id[(mm.stored[0].flags & np.uint32(PageFlag.KSM)) != 0]
+               for mm in self._mms if mm.first_snapshot == 0]
+        merged = np.concatenate([*ids, np.empty(0, np.int32)])
+        merged = merged[merged >= 0]
+        return len(merged) - len(np.unique(merged))
 
     def _add_events(self, site: npt.NDArray[np.int64], time_ns: npt.NDArray[np.int64]) -> None:
         for column, values in (
@@ -320,7 +342,7 @@ class _Replay:
                 rows, at = rows.take(mm.vpn[at] == rows.vpn), at[mm.vpn[at] == rows.vpn]
                 hashes.append(rows.hash)
                 present.append(_followed(rows))
-                frame_ids.append(rows.frame_id)
+                frame_ids.append(_unmerged_frame_ids(rows))
             else:
                 continue
             touched.append(at + mm.base)

@@ -111,14 +111,7 @@ def summarise(policy: Mapping[str, str], samples: pa.Table, partitions: pa.Table
     sample at which the saving reached 90 % of its last value, and is null where nothing was
     saved in the end.
     """
-    by_time: dict[int, dict[str, int]] = {}
-    for row in samples.to_pylist():
-        total = by_time.setdefault(row["time_ns"], dict.fromkeys(_SUMMED, 0))
-        for name in _SUMMED:
-            total[name] += row[name]
-    times = sorted(by_time)
-    saved = [by_time[time]["saved_bytes"] for time in times]
-    last = by_time[times[-1]]
+    times, saved, last = _over_hosts(samples)
     memory_bytes = last["guest_memory_bytes"]
     reached = (time for time, value in zip(times, saved, strict=True) if value >= 0.9 * saved[-1])
     return {
@@ -134,6 +127,20 @@ def summarise(policy: Mapping[str, str], samples: pa.Table, partitions: pa.Table
 
 
 _SUMMED = tuple(name for name in HOSTS.schema.names if name not in ("policy", "host", "time_ns"))
+
+
+def _over_hosts(samples: pa.Table) -> tuple[list[int], list[int], dict[str, int]]:
+    """Times of all samples, `saved_bytes` over all hosts at each, and all columns at the end.
+
+    Hosts are sampled at times of their own as well; between two samples the earlier one holds.
+    """
+    latest: dict[str, dict[str, int]] = {}
+    saved: dict[int, int] = {}
+    for row in sorted(samples.to_pylist(), key=lambda row: int(row["time_ns"])):
+        latest[row["host"]] = row
+        saved[row["time_ns"]] = sum(host["saved_bytes"] for host in latest.values())
+    last = {name: sum(host[name] for host in latest.values()) for name in _SUMMED}
+    return list(saved), list(saved.values()), last
 
 
 def _time_mean(times_ns: list[int], values: list[int]) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from planner.tables import TableKind, read_table, write_table
 
 __all__ = ["load", "result_path", "save", "scenario_digest"]
 
+_RENAME_ATTEMPTS = 32
 TABLES: dict[str, TableKind] = {"summary": SUMMARY, "hosts": HOSTS, "partitions": PARTITIONS,
                                 "events": EVENTS}
 
@@ -25,15 +30,11 @@ def scenario_digest(scenario: Mapping[str, Any], version: str) -> str:
     That is the resolved scenario without its places in the file system (traces count by their
     digests), and the version of the program.
     """
-    def neutral(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: neutral(item) for key, item in value.items()
-                    if key not in ("trace", "output")}
-        return [neutral(item) for item in value] if isinstance(value, list | tuple) else value
-
-    output = scenario.get("output")
-    sampling = output.get("sample_every_ns") if isinstance(output, Mapping) else None
-    text = json.dumps([version, RESULT_VERSION, sampling, neutral(scenario)], sort_keys=True)
+    workloads = [{key: value for key, value in workload.items() if key != "trace"}
+                 for workload in scenario["workloads"]]
+    body = {**scenario, "workloads": workloads,
+            "output": {"sample_every_ns": scenario["output"]["sample_every_ns"]}}
+    text = json.dumps([version, RESULT_VERSION, body], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -47,12 +48,13 @@ def save(result: Result, path: Path, *, texts: Mapping[str, str]) -> Path:
 
     `texts` are further files by name (`report.html`, `scenario.yaml`).
     """
-    partial = path.with_name(path.name + ".partial")
+    partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir()
+        # A name of its own: another run of the same scenario may be writing, too.
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial",
+                                        dir=path.parent))
+        partial.chmod(0o777 & ~_umask())
         for name, kind in TABLES.items():
             write_table(partial / f"{name}.parquet", kind, getattr(result, name), {})
         for name, document in (("scenario.resolved.json", result.scenario),
@@ -60,14 +62,44 @@ def save(result: Result, path: Path, *, texts: Mapping[str, str]) -> Path:
             (partial / name).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         for name, text in texts.items():
             (partial / name).write_text(text, "utf-8")
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+        _replace(path, partial)
     except OSError as error:
         raise DataError(f"cannot write the result ({error.strerror or error})",
                         where=str(error.filename or path),
                         instead="choose another folder with -o") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _replace(path: Path, partial: Path) -> None:
+    """Rename `partial` to `path`; an older result moves aside first and goes last.
+
+    Another run may put its result there in between: then it is that one which moves aside.
+    """
+    for attempt in range(_RENAME_ATTEMPTS):
+        aside = partial.with_name(f"{partial.name}.old{attempt}")
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+        try:
+            partial.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) \
+                    or attempt + 1 == _RENAME_ATTEMPTS:
+                if aside.exists() and not path.exists():
+                    aside.rename(path)
+                raise
+        else:
+            return
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(path: Path | str) -> Result:

@@ -28,9 +28,10 @@ from planner.policies.partition import partition_text
 from planner.policies.timing import merge_text
 from planner.results import scenario_digest
 from planner.scenario.spec import GuestFacts, PolicySpec, Scenario, TraceFacts, to_json
-from planner.trace import Trace, open_trace
+from planner.trace import PAGE_BYTES, Trace, open_trace
+from planner.units import format_size
 
-__all__ = ["load_scenario", "run", "run_digest"]
+__all__ = ["TraceStore", "build_hosts", "load_scenario", "run", "run_digest"]
 
 #: What a reader of the numbers must know of the model; the report prints it.
 ASSUMPTIONS = (
@@ -127,11 +128,7 @@ def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
         scenario = load_scenario(scenario, store=store)
     started = time.perf_counter()
     traces = {workload.trace: store.open(workload.trace) for workload in scenario.workloads}
-    for workload in scenario.workloads:
-        if traces[workload.trace].digest != workload.trace_digest:
-            raise DataError("the trace is not the one that the scenario was resolved with",
-                            where=workload.trace, instead="resolve the scenario again")
-    hosts = [build_host(scenario, spec, traces) for spec in scenario.hosts]
+    hosts = build_hosts(scenario, store)
     recorder = Recorder()
     finished: list[PolicySpec] = []
     try:
@@ -147,6 +144,16 @@ def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
             f"interrupted after {len(finished)} of {len(scenario.policies)} policies",
             partial=partial) from None
     return _result(scenario, finished, recorder, traces, hosts, started, "complete")
+
+
+def build_hosts(scenario: Scenario, store: TraceStore) -> list[FleetHost]:
+    """The scenario's hosts with their guests. Raises DataError where a trace does not fit."""
+    traces = {workload.trace: store.open(workload.trace) for workload in scenario.workloads}
+    for workload in scenario.workloads:
+        if traces[workload.trace].digest != workload.trace_digest:
+            raise DataError("the trace is not the one that the scenario was resolved with",
+                            where=workload.trace, instead="resolve the scenario again")
+    return [build_host(scenario, spec, traces) for spec in scenario.hosts]
 
 
 def _run_policy(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHost],
@@ -197,6 +204,16 @@ def _rows_of(table: Any, policies: set[str]) -> Any:
                                np.int64))
 
 
+def _warnings(hosts: Sequence[FleetHost]) -> list[str]:
+    """What a reader must know before believing the table, beyond the standing assumptions."""
+    return [
+        f"KSM had merged pages on {host.spec.name} when it was captured and saved "
+        f"{format_size(host.n_premerged_frames * PAGE_BYTES)} there. They are replayed unmerged: "
+        "compare the strategies with one another; savings are against no merging, not against "
+        "what the host does today."
+        for host in hosts if host.n_premerged_frames]
+
+
 def _run_record(scenario: Scenario, traces: dict[str, Trace], hosts: Sequence[FleetHost],
                 elapsed_s: float) -> dict[str, Any]:
     return {
@@ -220,6 +237,8 @@ def _run_record(scenario: Scenario, traces: dict[str, Trace], hosts: Sequence[Fl
         "hosts": [{
             "name": host.spec.name, "n_guests": len(host.guests), "n_mms": len(host.mms),
             "n_sites": len(host.site_mm), "n_events": len(host.event_time_ns),
+            "premerged_bytes": host.n_premerged_frames * PAGE_BYTES,
         } for host in hosts],
+        "warnings": _warnings(hosts),
         "assumptions": list(ASSUMPTIONS),
     }

@@ -88,7 +88,7 @@ def make_result(policies: list[tuple[Any, ...]] | None = None, *, guest_mib: int
     }
     record = {
         "format_version": 1, "status": "complete", "digest": "4f1c9a" * 10 + "0000",
-        "validated": False,
+        "validated": False, "warnings": [],
         "versions": {"planner": "0.1.0", "python": "3.11.2", "numpy": "2.4.6"}, "seed": 1,
         "traces": [{"path": "traces/guests", "status": "complete", "digest": "b3f2" * 16,
                     "n_guests": 12, "n_snapshots": 5, "n_pages": 474_368,

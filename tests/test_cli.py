@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.csv as pa_csv
@@ -12,7 +13,8 @@ import pytest
 
 import planner
 from planner.cli import main, printable
-from planner.results import load
+from planner.results import load, save
+from planner.runner import run_digest
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 SCENARIO = """\
@@ -81,6 +83,55 @@ def test_the_same_scenario_is_not_simulated_twice(folder: Path,
     assert main(["run", "small.yaml", "--again"]) == 0
     assert main(["run", "small.yaml", "--set", "seed=7"]) == 0
     assert len(list(Path("results").iterdir())) == 2
+
+
+def test_an_earlier_result_counts_only_if_it_is_whole_and_of_this_scenario(
+        folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "small.yaml"]) == 0
+    capsys.readouterr()
+    path = next(Path("results").iterdir())
+    for damage in ("report.html", "summary.parquet", "run.json"):
+        (path / damage).unlink()
+        assert main(["run", "small.yaml"]) == 0
+        assert "simulating again" in capsys.readouterr().err
+        assert (path / damage).is_file()
+    record = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**record, "digest": record["digest"][:6] + "00"}))
+    assert main(["run", "small.yaml"]) == 0
+    assert "simulating again" in capsys.readouterr().err
+    assert [file.name for file in Path("results").iterdir()] == [path.name]
+
+
+def test_labels_named_like_settings_still_make_another_scenario(folder: Path) -> None:
+    build_trace(folder / "labelled", [
+        GuestPlan(name, {"output": name, "trace": name}, [MmPlan([pages_of([1, 2])] * 2)])
+        for name in "ab"])
+    digests = set()
+    for key, value in (("output", "a"), ("output", "b"), ("trace", "a"), ("trace", "b")):
+        Path("x.yaml").write_text(SCENARIO.replace("trace: trace", "trace: labelled").replace(
+            "partition_by: domain", f"partition_by: domain, exclude: {{{key}: {value}}}"))
+        digests.add(run_digest(planner.load_scenario("x.yaml")))
+    assert len(digests) == 4
+
+
+def test_check_refuses_what_run_refuses(folder: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    build_trace(folder / "unadvised", [GuestPlan("a", {}, [
+        MmPlan([pages_of([1])] * 2, region_flags=0)])])
+    Path("u.yaml").write_text(SCENARIO.replace("trace: trace", "trace: unadvised"))
+    assert main(["check", "u.yaml"]) == main(["run", "u.yaml"]) == 3
+    assert capsys.readouterr().err.count("is eligible for merging") == 2
+
+
+def test_runs_of_one_scenario_at_the_same_time_do_not_disturb_each_other(folder: Path) -> None:
+    result = planner.run(planner.load_scenario("small.yaml"))
+    path = folder / "results" / "small"
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(save, result, path, texts={"report.html": str(i)})
+                     for i in range(24)]:
+            done.result()
+    assert load(path).summary.equals(result.summary)
+    assert [file.name for file in path.parent.iterdir()] == ["small"]
 
 
 def test_a_resolved_scenario_gives_the_same_result(folder: Path,

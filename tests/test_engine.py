@@ -8,11 +8,12 @@ import pytest
 
 from planner.metrics import Result
 from planner.policies.timing import merge_text, merge_times
+from planner.report import render_html, render_text
 from planner.runner import run
 from planner.scenario.spec import Ksmd, PolicySpec, Sync, Trigger
-from planner.trace import PageColumns
+from planner.trace import PageColumns, PageFlag
 from tests.scenario_builder import NEVER, SECOND, scenario_for
-from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
+from tests.trace_builder import ANON, GuestPlan, MmPlan, build_trace, pages_of
 
 FAST = Ksmd(pages_to_scan=1000, sleep_millisecs=20)
 AT_BOOT = Sync((Trigger("boot", 5 * SECOND, 0),))
@@ -112,6 +113,24 @@ def test_what_fork_shares_already_is_not_a_saving(tmp_path: Path) -> None:
     assert found["pages_sharing"] == 0
 
 
+def test_pages_merged_by_ksm_when_captured_are_replayed_unmerged(tmp_path: Path) -> None:
+    flags = [ANON | PageFlag.KSM] * 2
+    merged = pages_of([1, 2], frames=[0, 1], flags=flags)
+    path = build_trace(tmp_path / "t", guests([merged] * 2, [merged] * 2, [merged] * 2))
+    result = run_on(path, PolicySpec("one", (), (), Sync((Trigger("boot", 0, 0),))),
+                    PolicySpec("domain", ("domain",), (), Sync((Trigger("boot", 0, 0),))))
+    assert row(result, "off")["guest_memory_bytes"] == 6 * 4096
+    assert row(result, "one")["pages_sharing"] == 4
+    assert row(result, "one")["cross_domain_pages"] == 6
+    assert row(result, "domain")["pages_sharing"] == 2
+    assert row(result, "domain")["cross_domain_pages"] == 0
+    assert result.run["hosts"][0]["premerged_bytes"] == 4 * 4096
+    warning, = result.run["warnings"]
+    assert "saved 16.0 KiB there" in warning
+    assert warning[:40] in render_text(result, width=200, colour=False)
+    assert warning[:40] in render_html(result)
+
+
 def test_writes_break_merges_and_are_counted(tmp_path: Path) -> None:
     before, after = pages_of(range(1, 101)), pages_of([*range(1, 51), *range(501, 551)])
     path = build_trace(tmp_path / "t", guests([before, after], [before, before]))
@@ -146,7 +165,9 @@ def test_excluded_guests_never_merge(still: Path) -> None:
 
 def test_time_to_90_is_the_sample_that_reached_it(still: Path) -> None:
     policy = PolicySpec("sync", (), (), AT_BOOT)
-    assert row(run_on(still, policy), "sync")["time_to_90_ns"] in (5 * SECOND, 6 * SECOND)
+    found = row(run_on(still, policy), "sync")["time_to_90_ns"]
+    # There is a sample right after the calls, not only every second.
+    assert 5 * SECOND < found < 5.1 * SECOND  # type: ignore[operator]
 
 
 def test_full_scans_are_events_and_samples_cover_the_horizon(still: Path) -> None:

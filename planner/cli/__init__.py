@@ -15,6 +15,9 @@ from planner.cli import capture, run, scenario, trace
 
 __all__ = ["app", "main"]
 
+#: Exit code after Ctrl-C.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="planner", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
     help="Capacity planner for Linux memory deduplication: what would KSM, or Selective KSM with "
@@ -56,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         result = app(args=arguments, prog_name="planner", standalone_mode=False)
+        if result == INTERRUPTED:
+            # The parser turns Ctrl-C into its code and stays silent.
+            _complain("interrupted; nothing was written")
         return result if isinstance(result, int) else 0
     except PlannerError as error:
         if debug:
@@ -64,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         _complain("interrupted; nothing was written")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`planner ... | head`): not an error of ours.
         sys.stderr.close()

@@ -72,6 +72,9 @@ def capture(
         path = run_capture(request, line.update)
     finally:
         line.done()
+    if site_key.is_new:
+        typer.echo(f"made a new site key, id {site_key.key_id}, in {site_key.path}: hosts that "
+                   "are to be compared must share it", err=True)
     trace = open_trace(path)
     n_pages = sum(snapshot.n_pages for snapshot in trace.snapshots)
     typer.echo(f"{path}: {len(trace.guests)} guests, {len(trace.snapshots)} snapshot(s), "
@@ -82,4 +85,8 @@ def capture(
             typer.echo(f"snapshot {snapshot.snapshot_id}: "
                        f"{'partial' if snapshot.is_partial else 'complete'} ({reasons})", err=True)
     typer.echo(f"next: planner trace info {path}", err=True)
+    if len(trace.snapshots) < snapshots:
+        typer.echo(f"partial: {len(trace.snapshots)} of {snapshots} snapshots, since no target "
+                   "was left", err=True)
+        return 3
     return 0

@@ -6,9 +6,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from planner.metrics import Result
 
 
 def run(
@@ -36,16 +39,18 @@ def run(
     from planner.metrics import Result
     from planner.report.html import render_html
     from planner.report.text import render_json, render_text
-    from planner.results import load, result_path, save
+    from planner.results import result_path, save
     from planner.runner import TraceStore, load_scenario, run_digest
     from planner.runner import run as run_scenario
 
     store = TraceStore()
     resolved = load_scenario(scenario, settings or (), store=store)
     folder = output if output is not None else Path(resolved.output.folder)
-    path = result_path(folder, resolved.name, run_digest(resolved))
-    if path.exists() and not again:
-        result = load(path)
+    digest = run_digest(resolved)
+    path = result_path(folder, resolved.name, digest)
+    known = None if again else _earlier(path, digest)
+    if known is not None:
+        result = known
         typer.echo(f"{path}: this scenario was run before; --again simulates it anew", err=True)
     else:
         def kept(finished: Result, at: Path) -> Path:
@@ -70,3 +75,22 @@ def run(
     typer.echo(render_text(result, width=max(60, width), colour=sys.stdout.isatty()))
     typer.echo(f"Report: {path / 'report.html'}")
     return 0
+
+
+def _earlier(path: Path, digest: str) -> Result | None:
+    """The whole result of this very scenario, if it was run before."""
+    from planner.errors import DataError
+    from planner.results import load
+
+    if not path.exists():
+        return None
+    try:
+        result = load(path)
+        if result.run.get("digest") == digest and (path / "report.html").is_file():
+            return result
+        problem = "it is not whole"
+    except DataError as error:
+        problem = str(error)
+    typer.echo(f"{path}: the earlier result cannot be used ({problem}); simulating again",
+               err=True)
+    return None

@@ -21,11 +21,13 @@ def check(
 
     Example: planner check --resolved scenarios/quickstart.yaml
     """
-    from planner.runner import load_scenario
+    from planner.runner import TraceStore, build_hosts, load_scenario
     from planner.scenario.spec import to_json
     from planner.units import format_duration
 
-    loaded = load_scenario(scenario, settings or ())
+    store = TraceStore()
+    loaded = load_scenario(scenario, settings or (), store=store)
+    build_hosts(loaded, store)
     if resolved:
         typer.echo(json.dumps(to_json(loaded), indent=1))
         return 0

@@ -142,6 +142,7 @@ class Facts:
     timings: tuple[str, ...]
     has_sensitive: bool
     has_validation: bool
+    warnings: tuple[str, ...]
 
     @property
     def is_measured(self) -> bool:
@@ -174,6 +175,7 @@ def gather(result: Result) -> Facts:
         has_sensitive=bool(domains.get("sensitive"))
         or any(int(r["cross_domain_sensitive_pages"]) for r in rows),
         has_validation=bool(result.run["validated"]),
+        warnings=tuple(clean(text, 1000) for text in result.run["warnings"]),
     )
 
 

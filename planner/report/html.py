@@ -219,6 +219,7 @@ def render_html(result: Result) -> str:
         "has_sensitive": facts.has_sensitive,
         "has_validation": facts.has_validation,
         "is_measured": facts.is_measured,
+        "warnings": facts.warnings,
         "timings": facts.timings,
         "strategies": _strategy_rows(facts),
         "over_time": _time_table(result, facts),

@@ -78,9 +78,11 @@ def _columns(facts: Facts, policy_width: int) -> list[Column]:
 
 def _definitions(facts: Facts) -> str:
     sensitive = ", in brackets those with a sensitive domain" if facts.has_sensitive else ""
-    return ("SAVED: frames freed of non-zero content, minus all of KSM's own records; ZERO: freed "
-            "by merging zero pages, apart; PROFIT: general_profit as the kernel counts it; "
-            "90 % AFTER: time to 90 % of SAVED; CROSS-DOMAIN: guest pages on merged frames shared "
+    return ("SAVED: frames freed of non-zero content, minus all of KSM's own records; OF MEMORY: "
+            "of the anonymous memory that was captured; ZERO: freed by merging zero pages, apart; "
+            "PROFIT: general_profit as the kernel counts it; 90 % AFTER: the first sample with 90 "
+            "% of the last SAVED, from the start (a boot merge waits its delay); CROSS-DOMAIN: "
+            "guest pages on merged frames shared "
             f"by more than one domain{sensitive}; IF UNMERGED: memory needed if every merge were "
             "undone at once. At the end of the run; page counts as in /sys/kernel/mm/ksm.")
 
@@ -111,6 +113,8 @@ def render_text(result: Result, *, width: int, colour: bool) -> str:
         note = (f"Timings: {', '.join(facts.timings) or 'not stated'}; CPU and times were not "
                 "measured on your machine.")
         lines += [sgr(line, YELLOW, colour) for line in textwrap.wrap(note, width)]
+    for warning in facts.warnings:
+        lines += [sgr(line, YELLOW, colour) for line in textwrap.wrap(f"Note: {warning}", width)]
     lines.append("")
     lines += textwrap.wrap(closing(facts), width)
     return "\n".join(lines) + "\n"
