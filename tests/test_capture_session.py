@@ -359,7 +359,7 @@ def test_when_the_last_target_exits_the_finished_snapshots_are_kept(
         if what.startswith("waiting for snapshot 3"):
             fake.root.of(7, "stat").unlink()
 
-    trace = run(fake, request(tmp_path, 7, snapshots=5, every_ns=SECOND // 20), on_wait)
+    trace = run(fake, request(tmp_path, 7, snapshots=5, every_ns=SECOND), on_wait)
     assert trace.status == "partial"
     assert len(trace.snapshots) == 2
 
