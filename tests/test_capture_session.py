@@ -294,7 +294,7 @@ def test_a_cgroup_is_one_guest_whose_processes_come_and_go(
             (folder / "cgroup.procs").write_text(" ".join(map(str, pids)))
 
     trace = run(fake, request(tmp_path, cgroups=("app/web",), snapshots=3,
-                              every_ns=SECOND // 10), on_wait)
+                              every_ns=SECOND), on_wait)
     assert [(g.name, g.kind) for g in trace.guests] == [("web", "container")]
     assert [(m.comm, m.guest_id, m.first_snapshot, m.end_snapshot) for m in trace.mms] == [
         ("w7", 0, 0, 2), ("w8", 0, 0, 1), ("w9", 0, 1, 3)]
@@ -310,7 +310,7 @@ def test_a_pid_given_to_another_process_is_another_mm(fake: FakeProc, tmp_path: 
         if what.startswith("waiting"):
             one_page_process(fake, 7, 10, 1, comm="second", ticks=200)
 
-    trace = run(fake, request(tmp_path, 7, snapshots=2, every_ns=SECOND // 10), on_wait)
+    trace = run(fake, request(tmp_path, 7, snapshots=2, every_ns=SECOND), on_wait)
     assert [(m.comm, m.first_snapshot, m.end_snapshot) for m in trace.mms] == [
         ("first", 0, 1), ("second", 1, 2)]
 
@@ -416,20 +416,20 @@ def test_snapshots_start_on_schedule_and_say_when_they_are_late(
     fake: FakeProc, tmp_path: Path
 ) -> None:
     one_page_process(fake, 7, 10, 1)
-    every_ns = SECOND // 5
+    every_ns = SECOND
 
     def slow(what: str, share: float) -> None:
         if what == "snapshot 2 of 4":
-            time.sleep(0.25)
+            time.sleep(1.25)
 
     trace = run(fake, request(tmp_path, 7, snapshots=4, every_ns=every_ns), slow)
     starts = [s.start_ns - trace.snapshots[0].start_ns for s in trace.snapshots]
     late = [s.skipped.get("late_ns", 0) for s in trace.snapshots]
     assert [n > 0 for n in late] == [False, False, True, False]
     # Late by what the second one overran; the fourth is on the first one's schedule again.
-    assert late[2] == pytest.approx(starts[2] - 2 * every_ns, abs=SECOND // 20)
-    assert starts[3] == pytest.approx(3 * every_ns, abs=SECOND // 10)
-    assert trace.snapshots[1].end_ns - trace.snapshots[1].start_ns >= SECOND // 4
+    assert late[2] == pytest.approx(starts[2] - 2 * every_ns, abs=SECOND // 5)
+    assert starts[3] == pytest.approx(3 * every_ns, abs=SECOND // 2)
+    assert trace.snapshots[1].end_ns - trace.snapshots[1].start_ns >= 5 * SECOND // 4
 
 
 class Clock:
@@ -512,7 +512,7 @@ def test_a_trace_tells_where_it_comes_from_but_not_from_whom(
 def test_progress_grows_to_the_end(fake: FakeProc, tmp_path: Path) -> None:
     one_page_process(fake, 7, 10, 1)
     shown: list[tuple[str, float]] = []
-    run(fake, request(tmp_path, 7, snapshots=2, every_ns=SECOND // 20),
+    run(fake, request(tmp_path, 7, snapshots=2, every_ns=SECOND),
         lambda what, share: shown.append((what, share)))
     assert [what for what, _ in shown] == [
         "snapshot 1 of 2", "waiting for snapshot 2 of 2", "snapshot 2 of 2"]
