@@ -70,6 +70,12 @@ class TraceStore:
         if not trace.snapshots:
             raise DataError("the trace has no finished snapshot", where=str(path),
                             instead="capture again")
+        if trace.provenance.get("page_ids") is False and len(trace.snapshots) > 1:
+            raise DataError(
+                "the trace has no page ids, so nobody can tell which page of one snapshot became "
+                "which page of the next, and writes cannot be replayed", where=str(path),
+                instead="import one snapshot for a scenario, or capture the guests with planner "
+                        "capture; planner trace info counts every snapshot")
         n_pages = _frames_of_guests(trace)
         values: dict[str, set[str]] = {}
         for region in trace.regions:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli import capture, run, scenario, trace
+from planner.cli import capture, imports, run, scenario, trace
 
 __all__ = ["app", "main"]
 
@@ -27,6 +27,7 @@ app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
 app.add_typer(trace.app, name="trace")
+trace.app.command("import")(imports.import_trace)
 
 
 def _print_version(value: bool) -> None:

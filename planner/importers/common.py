@@ -27,7 +27,7 @@ _MAX_LABELS_BYTES = 16 << 20
 #: The time between snapshots where the files' own times do not tell.
 ASSUMED_EVERY_NS = 60 * 10**9
 #: A file of one of several snapshots of a guest: `NAME@K.EXT`.
-_SNAPSHOT_FILE = re.compile(r"(?P<name>.+)@(?P<snapshot>[0-9]{1,9})(?:\.[^.@]*)?")
+SNAPSHOT_FILE = re.compile(r"(?P<name>.+)@(?P<snapshot>[0-9]{1,9})(?:\.[^.@]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,8 @@ def clean_name(text: str, *, where: str) -> str:
     return name
 
 
-def guest_files(files: Sequence[Path]) -> list[GuestFile]:
+def guest_files(files: Sequence[Path], *, numbered: re.Pattern[str] = SNAPSHOT_FILE
+                ) -> list[GuestFile]:
     """Which file is which snapshot of which guest, in order of (snapshot, first mention).
 
     `NAME=FILE` names the guest; the same name again is its next snapshot. A plain file named
@@ -226,7 +227,7 @@ def guest_files(files: Sequence[Path]) -> list[GuestFile]:
             found.append(GuestFile(name, n_named.get(name, 0), Path(rest)))
             n_named[name] = n_named.get(name, 0) + 1
             continue
-        match = _SNAPSHOT_FILE.fullmatch(file.name)
+        match = numbered.fullmatch(file.name)
         if match:
             found.append(GuestFile(clean_name(match["name"], where=text),
                                    int(match["snapshot"]), file))
