@@ -25,7 +25,10 @@ def check(
     from planner.scenario.spec import to_json
     from planner.units import format_duration
 
-    loaded = load_scenario(scenario, settings or ())
+    notes: list[str] = []
+    loaded = load_scenario(scenario, settings or (), notes=notes)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     if resolved:
         typer.echo(json.dumps(to_json(loaded), indent=1))
         return 0
