@@ -132,7 +132,7 @@ def import_hashlist(files: Sequence[Path], *, out: Path, labels: LabelSource,
         flags = np.where(is_zero, np.uint32(PageFlag.ANON | PageFlag.ZERO),
                          np.uint32(PageFlag.ANON))
         pages = bare_pages(np.arange(len(hashes), dtype=np.int64), hashes, flags)
-        return pages, Layout([ram_region(len(hashes))], "vm", len(hashes) * PAGE_BYTES)
+        return pages, Layout([ram_region(0, len(hashes))], "vm", len(hashes) * PAGE_BYTES)
 
     report = write_snapshots(
         guest_files(files, numbered=_NUMBERED), one, form="hashlist",

@@ -262,15 +262,23 @@ def read_extents(source: Source, extents: Sequence[Extent], hasher: PageHasher,
 
 
 def ram_layout(extents: Sequence[Extent], skipped: Counter[str]) -> Layout:
-    """One region of guest RAM from frame 0 to the last."""
-    end_vpn = max(extent.vpn + extent.n_pages for extent in extents)
+    """Guest RAM: one region for each run of frames that the file holds."""
+    regions: list[RegionInput] = []
+    start = end = 0
+    for extent in sorted(extents):
+        if extent.vpn != end:
+            if start < end:
+                regions.append(ram_region(start, end))
+            start = extent.vpn
+        end = extent.vpn + extent.n_pages
+    regions.append(ram_region(start, end))
     n_pages = sum(extent.n_pages for extent in extents)
-    return Layout([ram_region(end_vpn)], "vm", n_pages * PAGE_BYTES, skipped)
+    return Layout(regions, "vm", n_pages * PAGE_BYTES, skipped)
 
 
-def ram_region(end_vpn: int) -> RegionInput:
-    """The region of a guest's RAM, pages `[0, end_vpn)`."""
-    return RegionInput(0, end_vpn, int(RAM_FLAGS), "guest-ram", {"content": "guest-ram"})
+def ram_region(start_vpn: int, end_vpn: int) -> RegionInput:
+    """A region of a guest's RAM, frames `[start_vpn, end_vpn)`."""
+    return RegionInput(start_vpn, end_vpn, int(RAM_FLAGS), "guest-ram", {"content": "guest-ram"})
 
 
 Loader = Callable[[Source, PageHasher], Layout]
