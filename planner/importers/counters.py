@@ -122,7 +122,7 @@ def detect(source: Source) -> str:
         return "node_exporter"
     if re.search(r": (total|sleep|thres|committed|KSMCTL|start|[0-9]+ [<>])", first):
         return "ksmtuned"
-    if re.match(r"[^\s,]+(,[^\s]+)? [^\s=]+=", first):
+    if re.match(r"(\\.|[^\s\\])+ [^\s=]+=", first):
         return "telegraf"
     if any(re.search(r": (committed [0-9]+ free|KSMCTL )", line) for line in lines):
         return "ksmtuned"

@@ -116,13 +116,13 @@ def detect(source: Source) -> str:
         return _json_kind(source)
     if head.startswith("<"):
         return "libvirt"
-    lines = [line.strip() for line in head.splitlines() if line.strip()]
+    lines = [line.strip() for line in head.splitlines()
+             if line.strip() and not line.startswith("#")]
     if any(line.startswith(("Domain: '", "CPU model:", "Memory size:")) for line in lines):
         return "libvirt"
     if lines and "name" in [cell.strip() for cell in lines[0].split(",")]:
         return "csv"
-    if lines and all(":" in line for line in lines[:3]) and any(
-            line.startswith(("memory:", "cores:", "boot:", "name:")) for line in lines):
+    if any(line.startswith(("memory:", "cores:", "boot:", "name:")) for line in lines):
         return "proxmox"
     raise fault(source, "its format is not recognised", instead="give --format, one of "
                 + ", ".join(FORMATS))

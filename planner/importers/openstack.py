@@ -82,5 +82,7 @@ def _server(source: Source, index: int, item: Mapping[str, Any], host: str | Non
     domain = next((text_of(item[key]) for key in ("Project Name", "Project ID", "project_id")
                    if item.get(key)), None)
     image = text_of(item.get("Image Name") or item.get("Image") or item.get("Image ID"))
+    if image is not None and image.startswith("N/A"):
+        image = None  # booted from a volume
     found.add(source, InventoryRow(False, name, text_of(item.get("Host")) or host, memory_bytes,
                                    cpus, domain, image, None, labels))
