@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -184,29 +186,48 @@ def test_an_inventory_that_is_none_is_refused(tmp_path: Path) -> None:
         read_inventory(tmp_path / "h.parquet")
 
 
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-    | st.sampled_from(["node", "qemu", "Node", "Pod", "VirtualMachineInstance", "running", "4Gi"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(
-        ["type", "node", "name", "vmid", "maxmem", "maxcpu", "apiVersion", "kind", "items",
-         "metadata", "spec", "status", "capacity", "memory", "domain", "containers", "labels",
-         "Name", "ID", "RAM", "VCPUs", "Properties", "Hypervisor Hostname", "tags"]), inner,
-        max_size=6), max_leaves=20)
 _SAMPLES = sorted(path for path in DATA.iterdir() if path.suffix in (
     ".json", ".conf", ".txt", ".xml", ".csv"))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(document=_JSON, format_name=st.sampled_from(["auto", "proxmox", "kubernetes",
-                                                    "openstack"]))
-def test_no_json_makes_an_importer_stumble(tmp_path: Path, document: object,
-                                           format_name: str) -> None:
+_LEAVES: tuple[object, ...] = (
+    None, True, False, 0, -1, 2**70, 1.5, 1e400, float("nan"), "", "x", "4Gi", "9" * 400,
+    "\x1b[2J", "\ud83d\ude00" * 200, [], {}, [[]], {"a": {"b": []}}, [None], "nan", "1e999")
+
+
+def mutated(document: Any, at: int, leaf: object) -> Any:
+    """`document` with its value number `at`, counted from the root, replaced by `leaf`."""
+    places: list[tuple[Any, Any]] = []
+    waiting = [document]
+    while waiting:
+        node = waiting.pop()
+        for key in (node if isinstance(node, dict) else range(len(node))):
+            places.append((node, key))
+            if isinstance(node[key], dict | list):
+                waiting.append(node[key])
+    owner, key = places[at % len(places)]
+    owner[key] = leaf
+    return document
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sample=st.sampled_from([path for path in _SAMPLES if path.suffix == ".json"]),
+       at=st.lists(st.integers(0, 999), min_size=1, max_size=3), leaf=st.sampled_from(_LEAVES),
+       format_name=st.sampled_from(["auto", "proxmox", "kubernetes", "openstack"]))
+def test_no_odd_value_makes_an_importer_stumble(tmp_path: Path, sample: Path, at: list[int],
+                                                leaf: object, format_name: str) -> None:
+    document = json.loads(sample.read_text())
+    for position in at:
+        document = mutated(document, position, copy.deepcopy(leaf))
     path = tmp_path / "input"
     path.write_text(json.dumps(document))
+    said = str(path)
     try:
-        import_inventory([path], out=tmp_path / "f.parquet", format_name=format_name, force=True)
+        import_inventory([path, DATA / "fleet.csv"] if format_name == "auto" else [path],
+                         out=tmp_path / "f.parquet", format_name=format_name, force=True)
     except PlannerError as error:
-        assert str(path) in str(error)
+        said = str(error)
+    assert str(tmp_path) in said
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -218,11 +239,13 @@ def test_no_damaged_sample_makes_an_importer_stumble(
     data = sample.read_bytes()
     path = tmp_path / "101.conf"
     path.write_bytes(data[:start] + noise + data[start + length:])
+    said = str(tmp_path)
     try:
         import_inventory([path], out=tmp_path / "f.parquet", format_name=format_name, host="h",
                          force=True)
     except PlannerError as error:
-        assert str(tmp_path) in str(error)
+        said = str(error)
+    assert str(tmp_path) in said
 
 
 # ---- scenarios ------------------------------------------------------------------------------
