@@ -346,6 +346,11 @@ class FrameTable:
             except PermissionError:
                 raise no_permission(path) from None
 
+    def close(self) -> None:
+        """Close both files."""
+        for fd in self.fds:
+            os.close(fd)
+
     def flags(self, pfns: Iterable[int]) -> dict[int, int]:
         """KPF bits by frame."""
         return self._read(self.fds[0], pfns)
@@ -958,6 +963,12 @@ def open_output(path: str, resume: bool) -> BinaryIO:
     return os.fdopen(fd, "r+b")
 
 
+def close_output(out: BinaryIO) -> None:
+    """Close the output, unless it is not ours."""
+    if out is not sys.stdout.buffer:
+        out.close()
+
+
 # ---------------------------------------------------------------- a capture
 
 
@@ -989,7 +1000,10 @@ class Session:
         self.root, self.targets, self.stream = root, targets, stream
         self.pages, self.pace = pages, pace
         self.guest_ids: dict[int, int] = {}
-        self.n_guests = self.n_mms = self.n_done = 0
+        self.n_guests = self.n_mms = 0
+        #: Whole snapshots, and the end of the last as byte and frame; one value, so that a signal
+        #: never meets half of it.
+        self.kept = (0, 0, 0)
         #: (target, pid, start) -> mm
         self.mm_ids: dict[tuple[int, int, int], int] = {}
         self.lost: set[tuple[int, int, int]] = set()
@@ -1011,7 +1025,16 @@ class Session:
                 self.lost.add(key)
         self.n_guests = len(found.guests)
         self.n_mms = 1 + max(found.mms.values(), default=-1)
-        self.n_done = found.n_snapshots
+
+    @property
+    def n_done(self) -> int:
+        """Whole snapshots so far."""
+        return self.kept[0]
+
+    def keep(self, n_done: int) -> None:
+        """What is written so far is whole and holds `n_done` snapshots."""
+        out = self.stream.out
+        self.kept = (n_done, out.tell() if out.seekable() else 0, self.stream.n_frames)
 
     def take(self, late_ns: int) -> bool:
         """Take one snapshot; False when no target is left (nothing whole is written then)."""
@@ -1048,7 +1071,7 @@ class Session:
             "snapshot": self.n_done, "end_ns": time.time_ns(), "is_partial": is_partial,
             "n_pages": n_pages, "skipped": pages.skipped})
         self.stream.flush()
-        self.n_done += 1
+        self.keep(self.n_done + 1)
         say(f"snapshot {self.n_done}: {n_pages} pages of {n_written} processes in "
             f"{time.monotonic() - began:.1f} s"
             + "".join(f", {count} {name}" for name, count in sorted(pages.skipped.items())))
@@ -1170,6 +1193,16 @@ def capture(options: argparse.Namespace) -> int:
         "boot": boot_of(root, key), "provenance": provenance_of(root, numa, options),
     }
     out = open_output(options.output, options.resume)
+    try:
+        return write_capture(options, out, head, root, targets, pages, pace)
+    finally:
+        close_output(out)
+        frames.close()
+
+
+def write_capture(options: argparse.Namespace, out: BinaryIO, head: dict[str, Any], root: Root,
+                  targets: list[Target], pages: Pages, pace: Pace) -> int:
+    """Write all snapshots to `out` on schedule; returns the exit code."""
     if options.resume:
         found = read_resumed(out, options.output)
         check_resumed(found, head, options)
@@ -1184,7 +1217,7 @@ def capture(options: argparse.Namespace) -> int:
         stream.document(b"HEAD", head)
         session = Session(root, targets, stream, pages, pace)
     kept = None if options.output == "-" else out
-    place = (out.tell(), stream.n_frames) if kept else (0, 0)
+    session.keep(found.n_snapshots if options.resume else 0)
     first, n_before = time.monotonic_ns(), session.n_done
     status = "complete"
     try:
@@ -1195,8 +1228,6 @@ def capture(options: argparse.Namespace) -> int:
             if not session.take(max(0, -wait_ns) if k else 0):
                 status = "partial"
                 break
-            if kept:
-                place = (out.tell(), stream.n_frames)
     except KeyboardInterrupt:
         status = "interrupted"
     except AgentError:
@@ -1205,9 +1236,9 @@ def capture(options: argparse.Namespace) -> int:
         raise
     if kept and status != "complete":
         # What was begun and not finished is taken back.
-        out.seek(place[0])
+        out.seek(session.kept[1])
         out.truncate()
-        stream.n_frames = place[1]
+        stream.n_frames = session.kept[2]
     if not session.n_done:
         if kept:
             os.unlink(options.output)
@@ -1322,6 +1353,17 @@ def guest_classes(options: argparse.Namespace) -> int:
         raise AgentError("neither /proc/iomem nor /proc/zoneinfo tells this machine's memory; run "
                          "as root")
     out = open_output(options.output, False)
+    try:
+        write_classes(out, frames, pace, n_frames, ram, parts)
+    finally:
+        close_output(out)
+        frames.close()
+    return 0
+
+
+def write_classes(out: BinaryIO, frames: FrameTable, pace: Pace, n_frames: int,
+                  ram: list[tuple[int, int]], parts: list[tuple[int, int, int]]) -> None:
+    """Write the classes of the frames [0, n_frames), those outside of `ram` as absent."""
     stream = Stream(out)
     stream.document(b"HEAD", {
         "format": FORMAT, "kind": "guest-classes", "classes": list(CLASSES),
@@ -1356,7 +1398,6 @@ def guest_classes(options: argparse.Namespace) -> int:
     stream.flush()
     say(", ".join(f"{count} {name}" for name, count in zip(CLASSES, counts)  # noqa: B905
                   if count) + "; next: planner trace join on the host's trace")
-    return 0
 
 
 # ---------------------------------------------------------------- the command
