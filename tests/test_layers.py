@@ -36,6 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "scenario": {"units", "errors"},
     "trace": {"tables", "units", "errors"},
     "tables": {"errors"},
+    "agent": set(),
     "sitekey": {"errors"},
     "kernels": set(),
     "units": set(),
