@@ -6,12 +6,14 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import socket
 import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,6 +195,24 @@ def test_holes_of_a_sparse_file_are_absent_and_zero_data_is_present(tmp_path: Pa
     assert len(present) < 1000
     assert report.skipped["hole_pages"] == (1 << 28) - len(present)
     assert trace.guests[0].memory_bytes == 1 << 40
+
+
+def test_many_small_pieces_of_a_fragmented_file_are_all_found(tmp_path: Path) -> None:
+    path = tmp_path / "pieces.raw"
+    wanted = {}
+    with path.open("wb") as stream:
+        for index in range(3000):
+            vpn = index * 3 + index // 700
+            data = struct.pack("<Q", index + 1) * 512
+            stream.seek(vpn * PAGE)
+            stream.write(data)
+            wanted[vpn] = page_hash(data)
+    trace, report = do_import(import_raw, path)
+    found = pages_of(trace)
+    zero = page_hash(page(0))
+    assert wanted.items() <= found.items()
+    assert all(found[vpn] == zero for vpn in found.keys() - wanted.keys())
+    assert report.skipped["hole_pages"] + len(found) == path.stat().st_size // PAGE
 
 
 def test_a_segment_at_an_odd_offset_of_a_sparse_core_keeps_every_byte(tmp_path: Path) -> None:
@@ -452,6 +472,53 @@ def test_every_format_names_a_function(form: str) -> None:
     assert (Path(__file__).parent.parent / (module.replace(".", "/") + ".py")).exists()
     assert f"def {function}(" in \
         (Path(__file__).parent.parent / (module.replace(".", "/") + ".py")).read_text()
+
+
+def documented_commands() -> list[str]:
+    """The commands of the section on memory images in docs/importing.md."""
+    text = (Path(__file__).parent.parent / "docs" / "importing.md").read_text()
+    section = text.split("## Memory images")[1].split("\n## ")[0]
+    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "importing.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    Path("labels.csv").write_text(re.findall(r"```csv\n(.*?)```", text, re.DOTALL)[0])
+    for name in ("web1", "web2", "monday", "tuesday", "web@1", "db@1", "web@2", "db@2"):
+        Path(f"{name}.raw").write_bytes(LOW)
+    Path("uvm.mem").write_bytes(LOW)
+    Path("web1.elf").write_bytes(SAMPLES["qemu"][1])
+    Path("core.4711").write_bytes(SAMPLES["elf-process"][1])
+    Path("web1.lime").write_bytes(SAMPLES["lime"][1])
+    Path("web1.avml").write_bytes(SAMPLES["avml-2"][1])
+    for name in ("VM1.txt0", "VM1.txt1", "VM2.txt0"):
+        Path(name).write_text("1\n2\n")
+    commands = documented_commands()
+    assert {word for line in commands for word in line.split()} >= \
+        set(FORMATS) - {"agent"}
+    for line in commands:
+        assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
+    named = open_trace(Path("traces/named"))
+    assert ([guest.name for guest in named.guests], len(named.snapshots)) == (["web"], 2)
+    assert dict(open_trace(Path("traces/raw")).guests[1].labels)["tenant"] == "b"
+
+
+def test_memory_of_an_import_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    with (tmp_path / "large.raw").open("wb") as stream:
+        for value in range(128):
+            stream.write(bytes([value]) * MIB)
+    do_import(import_raw, tmp_path / "large.raw")
+    tracemalloc.start()
+    try:
+        do_import(import_raw, tmp_path / "large.raw", force=True)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 12 * MIB
 
 
 # Damage: whatever the bytes, a trace or an error with a reason; never anything else.

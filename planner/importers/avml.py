@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from planner.importers.common import ImportReport, LabelSource
@@ -51,19 +52,19 @@ class _Window:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._start = 0
-        self._raw = b""
+        self._raw = memoryview(b"")
 
-    def read(self, offset: int, n_bytes: int) -> bytes:
+    def read(self, offset: int, n_bytes: int) -> memoryview:
         at = offset - self._start
         if not 0 <= at <= at + n_bytes <= len(self._raw):
             size = min(max(n_bytes, _READ_BYTES), max(0, self._source.size_bytes - offset))
             # Too short a rest is the source's error, with its offset.
-            self._raw = self._source.read(offset, max(size, n_bytes))
+            self._raw = memoryview(self._source.read(offset, max(size, n_bytes)))
             self._start, at = offset, 0
         return self._raw[at:at + n_bytes]
 
 
-def _block_bytes(source: Source, raw: bytes, offset: int) -> int:
+def _block_bytes(source: Source, raw: memoryview, offset: int) -> int:
     """The length that a Snappy block says it has (a varint), at most 65,536."""
     value = 0
     for index, byte in enumerate(raw[:4]):
@@ -76,7 +77,7 @@ def _block_bytes(source: Source, raw: bytes, offset: int) -> int:
 
 
 def _chunks(source: Source, window: _Window, offset: int, n_bytes: int
-            ) -> Iterator[tuple[bytes, int]]:
+            ) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
     """Pieces of a Snappy stream that holds `n_bytes`, each with the offset behind it."""
     codec = pa.Codec("snappy")
     done = 0
@@ -96,13 +97,13 @@ def _chunks(source: Source, window: _Window, offset: int, n_bytes: int
                 raise source.error(f"a Snappy chunk of {stored} stored bytes", offset)
             raw = window.read(body, stored)[4:]
             if kind == 0x01:
-                piece = raw
+                piece = np.frombuffer(raw, np.uint8)
                 if len(piece) > _CHUNK_BYTES:
                     raise source.error("a Snappy chunk of more than 65,536 bytes", offset)
             else:
                 size = _block_bytes(source, raw, offset)
                 try:
-                    piece = codec.decompress(raw, size, asbytes=True)
+                    piece = np.frombuffer(codec.decompress(pa.py_buffer(raw), size), np.uint8)
                 except (pa.ArrowException, OSError, ValueError):
                     raise source.error("a Snappy chunk is damaged", offset) from None
                 if len(piece) != size:
@@ -128,8 +129,7 @@ def _read_stream(source: Source, window: _Window, address: int, n_bytes: int, of
     to_keep = extent.n_pages * PAGE_BYTES if extent is not None else 0
     filled = 0
     end = offset
-    for piece, end in _chunks(source, window, offset, n_bytes):
-        data = np.frombuffer(piece, np.uint8)
+    for data, end in _chunks(source, window, offset, n_bytes):
         if to_drop:
             n_dropped = min(to_drop, len(data))
             to_drop -= n_dropped
