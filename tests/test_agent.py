@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import stat
 import struct
 import subprocess
@@ -531,6 +532,43 @@ def test_labels_and_the_key_are_looked_at_when_importing(
     assert main(["trace", "import", "--format", "agent", str(agent.stream), "-o",
                  str(tmp_path / "v"), "--label", "tenant=a"]) == 0
     assert open_trace(tmp_path / "v").guests[0].labels == {"tenant": "a"}
+
+
+def test_the_commands_of_the_documentation_work(
+    fake: FakeProc, source: ModuleType, tmp_path: Path, key_file: Path,
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    text = (SOURCE.parents[2] / "docs/importing.md").read_text()
+    section = text[text.index("\n## The agent"):]
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+                for line in block.splitlines()]
+    assert len(commands) == 8
+    fake.add(9, [FakeVma(1024, [fake.frame(31, "anon")] + [0] * 255, "rd wr mg",
+                         content={0: page(1)})],
+             comm="qemu", cmdline=("qemu-kvm", "-name", "web1", "-m", "1"))
+    (fake.root.proc / "iomem").write_text("00000000-000fffff : System RAM\n")
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        words = command.split()
+        if words[:3] == ["sudo", "python3", "agent.pyz"]:
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", *words[2:], "--proc", str(fake.root.proc), "--sys",
+                 str(fake.root.sys)], capture_output=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+        else:
+            assert words[0] == "planner"
+            capfdbinary.readouterr()
+            if ">" in words:
+                assert main(words[1:words.index(">")]) == 0
+                Path(words[-1]).write_bytes(capfdbinary.readouterr().out)
+            else:
+                assert main(words[1:]) == 0
+    assert len(open_trace(tmp_path / "traces/host1").snapshots) == 3
+    joined = open_trace(tmp_path / "traces/host1-classes")
+    assert joined.guests[0].labels == {"site": "north"}
+    assert {r.labels["content"] for r in joined.regions} == {"guest-anon", "guest-unflagged"}
+    for name in source.CLASSES:
+        assert f"`{name}`" in section
 
 
 # ---------------------------------------------------------------- damage
