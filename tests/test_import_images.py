@@ -35,9 +35,11 @@ from planner.importers.elf import import_elf, import_qemu
 from planner.importers.hashlist import import_hashlist, superfasthash_zeros
 from planner.importers.images import import_firecracker, import_raw
 from planner.importers.lime import import_lime
+from planner.report.text import render_trace_info
 from planner.runner import TraceStore
 from planner.sitekey import SiteKey, key_id_of
 from planner.trace import PageFlag, RegionFlag, Trace, open_trace
+from planner.traceinfo import trace_info
 from tests.oracles import pagehash
 
 KEY = bytes(range(16))
@@ -358,6 +360,10 @@ def test_hash_lists_compare_contents_and_refuse_replay(tmp_path: Path) -> None:
     assert list(pages_of(two, 0, 1).values()) == [6, 5]
     with pytest.raises(DataError, match="no page ids"):
         TraceStore().facts(tmp_path / "two")
+    info = trace_info(two).to_json()
+    assert info["total"]["changed_per_minute"] is None
+    assert "what changed between snapshots is not known" in " ".join(
+        render_trace_info(info, width=100).split())
     _, report = do_import(import_hashlist, tmp_path / "VM2.txt0", out=tmp_path / "three")
     assert any("commonest hash is 7 (1 pages)" in note for note in report.notes)
 
