@@ -35,7 +35,8 @@ class Comparison:
     """One counter over `n_samples` times.
 
     `error` is the mean absolute difference and `bias` the mean difference (simulated minus
-    measured), both as shares of the mean measured value; None where that is zero.
+    measured), both as shares of the mean measured value; None where that is zero and the
+    simulated one is not.
     """
 
     counter: str
@@ -116,11 +117,14 @@ def backtest(result: Result, policy: str, host: str, table: CounterTable, metric
 def _compared(counter: str, measured: np.ndarray, simulated: np.ndarray) -> Comparison:
     scale = float(np.abs(measured).mean())
     difference = simulated - measured
+    if not scale:
+        agrees = 0.0 if not simulated.any() else None
+        return Comparison(counter, len(measured), 0.0, float(simulated.mean()), 0,
+                          round(float(simulated[-1])), agrees, agrees)
     return Comparison(
         counter, len(measured), float(measured.mean()), float(simulated.mean()),
         int(measured[-1]), round(float(simulated[-1])),
-        float(np.abs(difference).mean()) / scale if scale else None,
-        float(difference.mean()) / scale if scale else None)
+        float(np.abs(difference).mean()) / scale, float(difference.mean()) / scale)
 
 
 def to_json(validation: Validation, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from planner.importers.kubernetes import quantity
 from planner.inventory import InventoryRow, read_inventory, write_inventory
 from planner.runner import load_scenario
 from planner.scenario.resolve import from_json
+from planner.scenario.schema import describe, json_schema
 from planner.scenario.spec import to_json
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
@@ -309,6 +312,17 @@ def test_a_run_with_an_inventory_ends_in_a_report(
     assert "Report:" in captured.out
 
 
+def test_editors_and_terminals_know_the_reference() -> None:
+    schema = json_schema()["properties"]["hosts"]
+    validator = jsonschema.Draft202012Validator({**schema, "$defs": json_schema()["$defs"]})
+    assert validator.is_valid({"from": "fleet.parquet"})
+    assert validator.is_valid([{"name": "h", "memory": "8GiB"}])
+    for wrong in ({"form": "fleet.parquet"}, {}, [], {"from": 7}, {"from": "a", "hz": 250}):
+        assert not validator.is_valid(wrong)
+    assert "planner import inventory" in describe("hosts.from")
+    assert "Installed memory" in describe("hosts.memory")
+
+
 @pytest.mark.parametrize(("before", "after", "said"), [
     ("{from: fleet.parquet}", "{form: fleet.parquet}",
      "small.yaml:3:9: error: unknown setting 'form'; did you mean 'from'?"),
@@ -339,3 +353,24 @@ def test_hosts_without_memory_or_with_unusable_names_are_faults(folder: Path) ->
     write_inventory(folder / "fleet.parquet", [InventoryRow(False, "g")], {}, force=True)
     with pytest.raises(ScenarioError, match="lists no host"):
         load_scenario("small.yaml")
+
+
+# ---- documentation --------------------------------------------------------------------------
+
+
+def test_every_command_of_the_documentation_works(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "importing.md").read_text()
+    sections = [section for section in text.split("\n## ")
+                if section.startswith(("Inventories", "Counters"))]
+    assert len(sections) == 2
+    commands = [line.split() for section in sections for block in section.split("```sh\n")[1:]
+                for line in block.partition("```")[0].splitlines() if line.startswith("planner ")]
+    if not os.path.isdir("/sys/kernel/mm/ksm"):
+        commands = [words for words in commands if words[1] != "capture"]
+    shutil.copytree(DATA, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    for words in commands:
+        assert main(words[1:]) == 0, " ".join(words)
+        assert Path(words[words.index("-o") + 1]).is_file()
+    assert len(commands) >= 9

@@ -38,7 +38,7 @@ FORMATS = {
     "telegraf": "planner.importers.telegraf", "metricbeat": "planner.importers.metricbeat",
     "ksmtuned": "planner.importers.ksmtuned",
 }
-MAX_SAMPLES = 5_000_000
+MAX_SAMPLES = 2_000_000
 _TIMEOUT_S = 10
 #: The year 2000 to the year 2200: times beyond are in another unit.
 _EARLIEST_S, _LATEST_S = 946_684_800, 7_258_118_400

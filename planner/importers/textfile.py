@@ -21,8 +21,9 @@ from planner.errors import DataError
 __all__ = ["MAX_TEXT_BYTES", "Source", "fault", "parse_json", "read_source", "shown",
            "source_of", "whole_number"]
 
-#: Lists of ten thousand guests take a few MiB; a day of metrics every 10 s some tens.
-MAX_TEXT_BYTES = 64 << 20
+#: Lists of ten thousand guests take a few MiB, a day of metrics every 10 s about as much. Parsed
+#: JSON can take twenty times its text in memory, which bounds what is sensible.
+MAX_TEXT_BYTES = 32 << 20
 _INT64_MAX = 2**63 - 1
 _NUMBER = re.compile(r"[-+]?[0-9]{1,20}(\.[0-9]{0,30})?([eE][-+]?[0-9]{1,3})?", re.ASCII)
 
