@@ -416,6 +416,36 @@ BAD: dict[str, tuple[Import, bytes, str]] = {
 }
 
 
+def test_cores_made_to_cost_much_end_soon(tmp_path: Path) -> None:
+    # 100,000 segments of the same bytes, and 20,000 note segments of the same 8 MiB of notes.
+    path = tmp_path / "a.elf"
+    for kind, n_entries, n_bytes in ((1, 100_000, 8 * MIB), (4, 20_000, 8 * MIB)):
+        at = 64 + 56 * (n_entries + 1) + 64
+        head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack(
+            "<HHIQQQIHHHHHH", 4, 62, 1, 0, 128, 64, 0, 64, 56, 0xFFFF, 64, 1, 0)
+        section = bytes(44) + struct.pack("<I", n_entries + 1) + bytes(16)
+        table = b"".join(struct.pack("<IIQQQQQQ", kind, 6, at, index * n_bytes, 0, n_bytes,
+                                     n_bytes, 0) for index in range(n_entries))
+        table += struct.pack("<IIQQQQQQ", 1, 6, at, 1 << 60, 0, n_bytes, n_bytes, 0)
+        note = struct.pack("<III", 0, 0, 1)
+        path.write_bytes(head + section + table + note * (n_bytes // 12) + bytes(8))
+        started = time.process_time()
+        if kind == 1:
+            with pytest.raises(DataError, match="share bytes of the file"):
+                do_import(import_elf, path)
+        else:
+            assert do_import(import_elf, path)[1].n_pages == n_bytes // PAGE
+        assert time.process_time() - started < 30
+
+
+def test_the_header_writer_agrees_with_the_formats_published_bytes() -> None:
+    """The example of LiME's and AVML's headers for the range 0x1000 to 0x20000."""
+    data = bytes(0x20000 - 0x1000 + 1)
+    ends = "0010000000000000" "0000020000000000" "0000000000000000"
+    assert lime_range(0x1000, data)[:32].hex() == "454d694c01000000" + ends
+    assert avml_range(0x1000, data)[:32].hex() == "41564d4c02000000" + ends
+
+
 @pytest.mark.parametrize("name", sorted(BAD))
 def test_a_bad_file_is_an_error_with_its_place(name: str, tmp_path: Path) -> None:
     function, raw, what = BAD[name]
@@ -635,15 +665,15 @@ class Monitor:
 
 
 @contextmanager
-def paused_guest(folder: Path, machine: str = "pc") -> Iterator[tuple[int, Monitor, bytes]]:
+def paused_guest(folder: Path, *options: str) -> Iterator[tuple[int, Monitor, bytes]]:
     """A QEMU machine of 32 MiB that never runs: (pid, monitor, content from 2 MiB on)."""
     content = np.random.default_rng(5).integers(0, 256, 8 * MIB, dtype=np.uint8)
     content[3 * MIB:5 * MIB] = 0
     content[6 * MIB:7 * MIB] = content[:MIB]
     content.tofile(folder / "fill.bin")
     process = subprocess.Popen(
-        ["qemu-system-x86_64", "-M", machine, "-accel", "tcg", "-m", "32M", "-display", "none",
-         "-nodefaults", "-S", "-name", "tiny", "-device",
+        ["qemu-system-x86_64", *(options or ("-M", "pc")), "-accel", "tcg", "-m", "32M",
+         "-display", "none", "-nodefaults", "-S", "-name", "tiny", "-device",
          f"loader,file={folder / 'fill.bin'},addr=0x200000,force-raw=on",
          "-qmp", f"unix:{folder / 'q'},server=on,wait=off"])
     try:
@@ -684,6 +714,24 @@ def test_a_qemu_dump_equals_the_capture_of_the_same_paused_guest(tmp_path: Path)
         assert compared >= 1536  # the filled pages that are not zero
         for index in range(0, 8 * MIB // PAGE, 37):
             assert dumped[512 + index] == page_hash(content[index * PAGE:][:PAGE])
+
+
+@pytest.mark.kernel
+def test_a_memory_backend_file_of_qemu_equals_its_pmemsave(tmp_path: Path) -> None:
+    with paused_guest(
+            tmp_path, "-M", "pc,memory-backend=ram", "-object",
+            f"memory-backend-file,id=ram,size=32M,share=on,mem-path={tmp_path / 'ram.mem'}",
+            ) as (_, monitor, content):
+        monitor("pmemsave", val=0, size=32 * MIB, filename=str(tmp_path / "tiny.raw"))
+        backed, report = do_import(import_raw, tmp_path / "ram.mem", out=tmp_path / "backed")
+    saved = pages_of(do_import(import_raw, tmp_path / "tiny.raw")[0])
+    present = pages_of(backed)
+    zero = page_hash(page(0))
+    assert report.skipped["hole_pages"] > 1000
+    # Frames 0xa0 to 0xff show devices and ROM in place of the RAM behind.
+    for frame in set(range(32 * MIB // PAGE)) - set(range(0xA0, 0x100)):
+        assert present.get(frame, zero) == saved[frame]
+    assert present[512] == page_hash(content[:PAGE])
 
 
 @pytest.mark.kernel

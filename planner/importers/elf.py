@@ -6,11 +6,15 @@ it), and the note NT_FILE of a process, which lists its file mappings.
 
 from __future__ import annotations
 
+import bisect
 import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from planner.errors import DataError
 from planner.importers.common import ImportReport, LabelSource
@@ -57,8 +61,8 @@ class _Segment:
 @dataclass(slots=True)
 class _Notes:
     names: set[bytes] = field(default_factory=set)
-    #: address ranges that map files
-    files: list[tuple[int, int]] = field(default_factory=list)
+    #: address ranges that map files, u64[n, 2] each
+    files: list[npt.NDArray[np.uint64]] = field(default_factory=list)
 
 
 def _segments(source: Source) -> tuple[str, bool, list[_Segment]]:
@@ -110,12 +114,14 @@ def _check_segment(source: Source, segment: _Segment) -> None:
 
 
 def _notes(source: Source, segments: Sequence[_Segment], order: str, is_wide: bool) -> _Notes:
-    """Who wrote the core and which addresses map files; what cannot be read is left out."""
+    """Who wrote the core and which addresses map files; notes beyond 64 MiB are not looked at."""
     found = _Notes()
+    n_left = _MAX_NOTES_BYTES
     for segment in segments:
-        if segment.kind != _PT_NOTE:
+        if segment.kind != _PT_NOTE or n_left <= 0:
             continue
-        raw = source.read(segment.offset, min(segment.file_bytes, _MAX_NOTES_BYTES))
+        raw = source.read(segment.offset, min(segment.file_bytes, n_left))
+        n_left -= len(raw)
         at = 0
         while at + 12 <= len(raw):
             name_bytes, desc_bytes, kind = struct.unpack_from(order + "III", raw, at)
@@ -128,19 +134,19 @@ def _notes(source: Source, segments: Sequence[_Segment], order: str, is_wide: bo
             name = raw[name_at:name_at + name_bytes].rstrip(b"\0")
             found.names.add(name)
             if name == b"CORE" and kind == _NT_FILE:
-                found.files += _mapped_files(raw[desc_at:desc_at + desc_bytes], order, is_wide)
+                found.files.append(
+                    _mapped_files(raw[desc_at:desc_at + desc_bytes], order, is_wide))
     return found
 
 
-def _mapped_files(raw: bytes, order: str, is_wide: bool) -> list[tuple[int, int]]:
+def _mapped_files(raw: bytes, order: str, is_wide: bool) -> npt.NDArray[np.uint64]:
+    """NT_FILE: count and page size, then (start, end, offset) each; returns u64[n, 2]."""
     word = 8 if is_wide else 4
-    if len(raw) < 2 * word:
-        return []
-    code = "Q" if is_wide else "I"
-    count = struct.unpack_from(order + code, raw)[0]
-    count = min(count, (len(raw) - 2 * word) // (3 * word))
-    return [struct.unpack_from(order + 2 * code, raw, (2 + 3 * index) * word)
-            for index in range(count)]
+    values = np.frombuffer(raw[:len(raw) // word * word], f"{order}u{word}").astype(np.uint64)
+    if len(values) < 2:
+        return np.empty((0, 2), np.uint64)
+    count = min(int(values[0]), (len(values) - 2) // 3)
+    return values[2:2 + 3 * count].reshape(-1, 3)[:, :2]
 
 
 def _load_physical(source: Source, hasher: PageHasher, segments: Sequence[_Segment]) -> Layout:
@@ -166,7 +172,7 @@ def _load_process(source: Source, hasher: PageHasher, segments: Sequence[_Segmen
                   notes: _Notes) -> Layout:
     """A core of a process: page ids are virtual page numbers, each segment is a region."""
     skipped: Counter[str] = Counter()
-    files = sorted(notes.files)
+    files = _FileRanges(notes.files)
     extents: list[Extent] = []
     regions: list[RegionInput] = []
     for segment in sorted((s for s in segments if s.kind == _PT_LOAD), key=lambda s: s.virtual):
@@ -176,7 +182,7 @@ def _load_process(source: Source, hasher: PageHasher, segments: Sequence[_Segmen
         end = (segment.virtual + max(segment.file_bytes, segment.memory_bytes)) // PAGE_BYTES
         if regions:
             start = max(start, regions[-1].end_vpn)
-        is_file = _overlaps(files, segment.virtual, segment.virtual + segment.memory_bytes)
+        is_file = files.overlap(segment.virtual, segment.virtual + segment.memory_bytes)
         is_writable = bool(segment.flags & 2)
         if start < end:
             regions.append(_region(start, end, segment.flags, is_file))
@@ -192,8 +198,20 @@ def _load_process(source: Source, hasher: PageHasher, segments: Sequence[_Segmen
     return Layout(regions, "process", None, skipped)
 
 
-def _overlaps(ranges: Sequence[tuple[int, int]], start: int, end: int) -> bool:
-    return any(first < end and start < last for first, last in ranges)
+class _FileRanges:
+    """Address ranges `[start, end)` that map files."""
+
+    def __init__(self, parts: Sequence[npt.NDArray[np.uint64]]) -> None:
+        ranges = np.concatenate([np.empty((0, 2), np.uint64), *parts])
+        ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
+        self._starts = ranges[:, 0].tolist()
+        # The furthest end of all ranges up to each.
+        self._ends = np.maximum.accumulate(ranges[:, 1]).tolist()
+
+    def overlap(self, start: int, end: int) -> bool:
+        """Whether a range has an address of `[start, end)`."""
+        at = bisect.bisect_left(self._starts, end)
+        return at > 0 and self._ends[at - 1] > start
 
 
 def _region(start: int, end: int, elf_flags: int, is_file: bool) -> RegionInput:

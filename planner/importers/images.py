@@ -53,7 +53,7 @@ Progress = Callable[[str, float], None]
 #: Read at once: large enough that calls cost nothing, small enough for a core's outer cache.
 BUFFER_BYTES = 2 << 20
 #: More ranges than this in one file are damage, not memory.
-MAX_EXTENTS = 1 << 20
+MAX_EXTENTS = 1 << 19
 
 _MAX_COUNT = 1 << 62
 
@@ -274,7 +274,15 @@ def _data_ranges(source: Source, offset: int, end: int) -> Iterator[tuple[int, i
 
 def read_extents(source: Source, extents: Sequence[Extent], hasher: PageHasher,
                  skipped: Counter[str]) -> None:
-    """Hash the pages of `extents`; pages that lie wholly in a hole are left out (`hole_pages`)."""
+    """Hash the pages of `extents`; pages that lie wholly in a hole are left out (`hole_pages`).
+
+    Raises DataError for extents that are larger than the file: some of its bytes would be there
+    many times.
+    """
+    n_pages = sum(extent.n_pages for extent in extents)
+    if n_pages * PAGE_BYTES > source.size_bytes:
+        raise source.error(f"{n_pages} pages in a file of {source.size_bytes} bytes: ranges share "
+                           "bytes of the file", 0)
     for extent in extents:
         done = 0
         for start, end in _data_ranges(source, extent.offset,
