@@ -167,6 +167,14 @@ def test_pipes_folders_devices_and_missing_files_are_refused(tmp_path: Path) -> 
         import_inventory([tmp_path / "none"], out=tmp_path / "f.parquet")
 
 
+def test_an_inventory_without_end_is_refused(tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.importers.inventory.MAX_ROWS", 3)
+    assert ":5: more than 3 hosts and guests" in refused(tmp_path, "name\na\nb\nc\nd\n")
+    monkeypatch.setattr("planner.importers.textfile.MAX_TEXT_BYTES", 10)
+    assert "larger than" in refused(tmp_path, "name\n" + "a\n" * 10)
+
+
 def test_an_inventory_is_replaced_only_with_force(tmp_path: Path) -> None:
     out = tmp_path / "f.parquet"
     out.write_text("mine")

@@ -37,6 +37,7 @@ FORMATS = {
     "csv": "planner.importers.inventory",
 }
 MAX_LABELS = 256
+MAX_ROWS = 200_000
 
 
 @dataclass(slots=True)
@@ -52,6 +53,9 @@ class Found:
         problem = label_problem(row.name)
         if problem:
             raise fault(source, f"name {shown(row.name)} {problem}", line)
+        if len(self.rows) >= MAX_ROWS:
+            raise fault(source, f"more than {MAX_ROWS} hosts and guests", line,
+                        "import a part of the fleet")
         self.rows.append(row)
 
 
