@@ -306,6 +306,21 @@ def test_labels_come_from_the_csv_and_the_command_line(tmp_path: Path) -> None:
     assert any("no imported guest: z" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("pair", ["tenant", "=a", " =a", "tenant=\udcff"])
+def test_a_label_that_is_no_pair_or_no_text_is_refused(pair: str) -> None:
+    with pytest.raises(UsageError, match="not KEY=VALUE"):
+        load_labels(None, [pair])
+
+
+def test_file_names_that_are_not_utf_8_and_strange_times_do_not_matter(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.raw"))
+    path.write_bytes(page(1))
+    os.utime(path, (0, -5))
+    trace, _ = do_import(import_raw, path)
+    assert [guest.name for guest in trace.guests] == ["a?"]
+    assert trace.snapshots[0].start_ns == 0
+
+
 @pytest.mark.parametrize(("text", "line", "what"), [
     (b"", "", "empty"), (b"vm,tenant\n", ":1", "no column name"),
     (b"name,a,a\n", ":1", "two have one name"), (b"name,a\nx,1,2\n", ":2", "3 cells"),

@@ -26,6 +26,8 @@ __all__ = [
 _MAX_LABELS_BYTES = 16 << 20
 #: The time between snapshots where the files' own times do not tell.
 ASSUMED_EVERY_NS = 60 * 10**9
+#: Far beyond any true time, and far enough from the end of 64 bits.
+_MAX_TIME_NS = 1 << 62
 #: A file of one of several snapshots of a guest: `NAME@K.EXT`.
 SNAPSHOT_FILE = re.compile(r"(?P<name>.+)@(?P<snapshot>[0-9]{1,9})(?:\.[^.@]*)?")
 
@@ -86,11 +88,20 @@ def load_labels(table: Path | None, pairs: Sequence[str]) -> LabelSource:
     common = {}
     for pair in pairs:
         label, separator, value = pair.partition("=")
-        if not separator or not label.strip():
+        # What is no UTF-8 on the command line arrives as surrogates, which no table can hold.
+        if not separator or not label.strip() or not _is_text(pair):
             raise UsageError(f"{pair!r} is not KEY=VALUE", where="--label",
                              instead="write for example --label tenant=a")
         common[label.strip()] = value.strip()
     return LabelSource(common, _read_labels(table) if table is not None else {})
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_labels(path: Path) -> dict[str, dict[str, str]]:
@@ -261,7 +272,7 @@ def snapshot_times(files: Sequence[GuestFile]) -> tuple[list[tuple[int, int]], s
     times: dict[int, list[int]] = {}
     for item in files:
         try:
-            changed_ns = max(0, item.path.stat().st_mtime_ns)
+            changed_ns = min(max(0, item.path.stat().st_mtime_ns), _MAX_TIME_NS)
         except (OSError, ValueError):
             changed_ns = 0  # the error comes, with its reason, when the file is opened
         times.setdefault(item.snapshot, []).append(changed_ns)
