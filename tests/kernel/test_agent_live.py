@@ -120,9 +120,10 @@ def test_fork_and_huge_pages_stay_as_they_are(processes: ProcessMaker, tmp_path:
 
 
 def test_merged_pages_stay_merged(ksm: Ksm, processes: ProcessMaker, tmp_path: Path) -> None:
-    ksm.start_stepping()
     process = processes()
     mapping = process.map(200, {i: 42 + i // 100 for i in range(200)}, mergeable=True)
+    # ksmd rests while nothing is advised.
+    ksm.start_stepping()
     for _ in range(4):
         ksm.full_scan()
     before, counters = state((process.pid, mapping)), ksm.counters()
