@@ -22,12 +22,23 @@ from planner import scenario as scenarios
 from planner.engine import simulate_host
 from planner.errors import DataError, InterruptedRunError
 from planner.fleet import FleetHost, build_host
+from planner.inventory import read_inventory
 from planner.ksm.cost import BUILTIN_UNMEASURED
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, SUMMARY, Recorder, Result, summarise
 from planner.policies.partition import partition_text
 from planner.policies.timing import merge_text
 from planner.results import scenario_digest
-from planner.scenario.spec import GuestFacts, PolicySpec, Scenario, TraceFacts, to_json
+from planner.scenario.spec import (
+    FleetFacts,
+    GuestFacts,
+    PolicySpec,
+    Scenario,
+    TraceFacts,
+    to_json,
+)
+from planner.scenario.spec import (
+    FleetHost as ListedHost,
+)
 from planner.trace import PAGE_BYTES, Trace, open_trace
 from planner.units import format_size
 
@@ -71,6 +82,12 @@ class TraceStore:
         if not trace.snapshots:
             raise DataError("the trace has no finished snapshot", where=str(path),
                             instead="capture again")
+        if trace.provenance.get("page_ids") is False and len(trace.snapshots) > 1:
+            raise DataError(
+                "the trace has no page ids, so nobody can tell which page of one snapshot became "
+                "which page of the next, and writes cannot be replayed", where=str(path),
+                instead="import one snapshot for a scenario, or capture the guests with planner "
+                        "capture; planner trace info counts every snapshot")
         n_pages = _frames_of_guests(trace)
         values: dict[str, set[str]] = {}
         for region in trace.regions:
@@ -101,13 +118,23 @@ def _frames_of_guests(trace: Trace) -> dict[int, int]:
 
 
 def load_scenario(path: Path | str, overrides: Sequence[str] = (), *,
-                  store: TraceStore | None = None) -> Scenario:
+                  store: TraceStore | None = None, notes: list[str] | None = None) -> Scenario:
     """Read, check and resolve a scenario file.
 
-    `overrides` are `key=value` texts that replace values of the file. Raises ScenarioError with
-    all problems, or DataError for a trace that cannot be used.
+    `overrides` are `key=value` texts that replace values of the file. What of its inventory is
+    not used is added to `notes`. Raises ScenarioError with all problems, or DataError for a
+    trace or an inventory that cannot be used.
     """
-    return scenarios.load_scenario(Path(path), (store or TraceStore()).facts, overrides)
+    return scenarios.load_scenario(Path(path), (store or TraceStore()).facts, overrides,
+                                   fleet_facts, notes)
+
+
+def fleet_facts(path: Path) -> FleetFacts:
+    """What scenarios need to know of the inventory at `path`."""
+    found = read_inventory(path)
+    return FleetFacts(
+        str(path), tuple(ListedHost(row.name, row.memory_bytes, row.cpus) for row in found.hosts),
+        tuple((row.name, row.all_labels()) for row in found.guests))
 
 
 def run_digest(scenario: Scenario) -> str:

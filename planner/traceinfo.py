@@ -220,6 +220,8 @@ class TraceInfo:
     guests: tuple[tuple[str, str, Mapping[str, str], PageSums], ...]
     counts: DedupCounts
     boundaries: tuple[Boundary, ...]
+    #: False for hash lists: pages of two snapshots cannot be compared.
+    has_page_ids: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """A document of plain numbers and strings, with `format_version`."""
@@ -236,6 +238,7 @@ class TraceInfo:
             "n_snapshots": self.n_snapshots,
             "span_ns": self.span_ns,
             "is_advised_only": self.is_advised_only,
+            "has_page_ids": self.has_page_ids,
             "eligibility": asdict(self.eligibility),
             "total": self.total.to_json(),
             "guests": [{"name": name, "kind": kind, "labels": dict(labels), **sums.to_json()}
@@ -243,6 +246,11 @@ class TraceInfo:
             "counts": self.counts._asdict(),
             "boundaries": [boundary.to_json() for boundary in self.boundaries],
         }
+
+
+def has_page_ids(trace: Trace) -> bool:
+    """Whether a page of one snapshot can be found in the next (not so in imported hash lists)."""
+    return trace.provenance.get("page_ids") is not False
 
 
 def _share(part: int, whole: int) -> float:
@@ -407,7 +415,7 @@ class _Survey:
         for mm in self.trace.mms:
             before = empty_pages()
             for snapshot_id, pages in self.trace.mm_history(mm.mm_id):
-                if snapshot_id > mm.first_snapshot:
+                if snapshot_id > mm.first_snapshot and has_page_ids(self.trace):
                     self._compare(self.sums[mm.guest_id], before, pages,
                                   self._minutes[snapshot_id])
                 if snapshot_id == self.snapshot_id:
@@ -682,4 +690,4 @@ def trace_info(trace: Trace, *, snapshot: int | None = None,
         eligibility=survey.eligibility, total=_total(survey.sums, keys),
         guests=tuple((guest.name, guest.kind, guest.labels, sums)
                      for guest, sums in zip(trace.guests, survey.sums, strict=True)),
-        counts=found[0].counts, boundaries=found)
+        counts=found[0].counts, boundaries=found, has_page_ids=has_page_ids(trace))

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli import capture, run, scenario, trace
+from planner.cli import agent, capture, counters, imports, inventory, run, scenario, trace
 
 __all__ = ["app", "main"]
 
@@ -30,6 +30,10 @@ app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
 app.add_typer(trace.app, name="trace")
+app.add_typer(inventory.app, name="import")
+app.add_typer(counters.app, name="validate")
+trace.app.command("import")(imports.import_trace)
+trace.app.command("join")(agent.join)
 
 
 def _print_version(value: bool) -> None:

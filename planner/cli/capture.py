@@ -9,6 +9,10 @@ import typer
 
 
 def capture(
+    what: Annotated[str | None, typer.Argument(
+        help="agent: write the stdlib-only agent for other hosts; counters: sample KSM's "
+             "counters into one file; default: hash pages into a trace.",
+        metavar="[WHAT]")] = None,
     pids: Annotated[list[int] | None, typer.Option(
         "--pid", help="A process; give it several times for several.", metavar="PID")] = None,
     cgroups: Annotated[list[Path] | None, typer.Option(
@@ -20,11 +24,18 @@ def capture(
         "--labels", help="CSV with a column pid, cgroup or name, and one column a label; "
                          "alone, its rows are what is captured.",
         metavar="FILE")] = None,
-    output: Annotated[Path, typer.Option(
-        "-o", "--output", help="The trace folder to make.", metavar="DIR")] = Path("trace"),
+    output: Annotated[Path | None, typer.Option(
+        "-o", "--output", help="The trace folder to make, or the file of counters; default: "
+                               "trace, or counters.parquet.",
+        metavar="PATH")] = None,
     snapshots: Annotated[int, typer.Option("--snapshots", help="How many.", min=1)] = 1,
-    every: Annotated[str, typer.Option(
-        "--every", help="Time from the start of one snapshot to the next.")] = "60s",
+    every: Annotated[str | None, typer.Option(
+        "--every", help="Time from the start of one snapshot (default 60s) or sample of counters "
+                        "(10s) to the next.")] = None,
+    count: Annotated[int, typer.Option(
+        "--count", help="counters: how many samples.", min=1)] = 1,
+    processes: Annotated[bool, typer.Option(
+        "--processes", help="counters: those of every process (ksm_stat) as well.")] = False,
     cpu_limit: Annotated[str | None, typer.Option(
         "--cpu-limit", help="Share of one CPU to use at most, such as 10%.")] = None,
     include: Annotated[str, typer.Option(
@@ -51,11 +62,23 @@ def capture(
     from planner.trace import open_trace
     from planner.units import parse_duration, parse_share
 
+    if what == "counters":
+        from planner.cli.counters import capture_counters
+
+        return capture_counters(output or Path("counters.parquet"), every or "10s", count,
+                                processes, force)
+    if what == "agent":
+        from planner.cli.agent import write_agent
+
+        return write_agent(output, force=force)
+    if what is not None:
+        raise UsageError(f"nothing known to capture as {what!r}", where="planner capture",
+                         instead="use agent or counters, or --pid, --cgroup or --qemu")
     if not (pids or cgroups or qemu or labels):
         raise UsageError("nothing to capture", where="planner capture",
                          instead="give --pid, --cgroup or --qemu")
     try:
-        every_ns = parse_duration(every)
+        every_ns = parse_duration(every or "60s")
     except ValueError as error:
         raise UsageError(str(error), where="--every") from None
     try:
@@ -65,8 +88,8 @@ def capture(
     site_key = load_site_key(key)
     request = CaptureRequest(
         pids=tuple(pids or ()), cgroups=tuple(str(path) for path in cgroups or ()), qemu=qemu,
-        labels_csv=labels, out=output, snapshots=snapshots, every_ns=every_ns, cpu_limit=limit,
-        include=include, key=site_key, force=force)
+        labels_csv=labels, out=output or Path("trace"), snapshots=snapshots,
+        every_ns=every_ns, cpu_limit=limit, include=include, key=site_key, force=force)
     line = ProgressLine()
     try:
         path = run_capture(request, line.update)

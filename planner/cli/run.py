@@ -44,7 +44,10 @@ def run(
     from planner.runner import run as run_scenario
 
     store = TraceStore()
-    resolved = load_scenario(scenario, settings or (), store=store)
+    notes: list[str] = []
+    resolved = load_scenario(scenario, settings or (), store=store, notes=notes)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     folder = output if output is not None else Path(resolved.output.folder)
     digest = run_digest(resolved)
     path = result_path(folder, resolved.name, digest)

@@ -26,8 +26,11 @@ def check(
     from planner.units import format_duration
 
     store = TraceStore()
-    loaded = load_scenario(scenario, settings or (), store=store)
+    notes: list[str] = []
+    loaded = load_scenario(scenario, settings or (), store=store, notes=notes)
     build_hosts(loaded, store)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     if resolved:
         typer.echo(json.dumps(to_json(loaded), indent=1))
         return 0

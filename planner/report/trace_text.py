@@ -131,7 +131,9 @@ def _head(document: Document) -> str:
             f"is snapshot {snapshot['snapshot_id']}{partial}, begun {began:%Y-%m-%d %H:%M:%S} UTC, "
             f"taken in {took}. Hash {clean(document['hash']['algorithm'])}, "
             f"{document['hash']['bits']} bits, key {clean(document['hash']['key_id'])}. "
-            f"Digest {digest}.")
+            f"Digest {digest}."
+            + ("" if document.get("has_page_ids", True) else " The trace has no page ids (it is of "
+               "hash lists), so what changed between snapshots is not known."))
 
 
 def _definitions(document: Document) -> str:

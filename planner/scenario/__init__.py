@@ -12,6 +12,8 @@ from pathlib import Path
 
 from planner.scenario.spec import (
     DomainsSpec,
+    FleetFacts,
+    FleetHost,
     GuestFacts,
     GuestSpec,
     HostSpec,
@@ -31,6 +33,8 @@ from planner.scenario.spec import (
 
 __all__ = [
     "DomainsSpec",
+    "FleetFacts",
+    "FleetHost",
     "GuestFacts",
     "GuestSpec",
     "HostSpec",
@@ -54,8 +58,10 @@ def load_scenario(
     path: str | Path,
     facts_of: Callable[[Path], TraceFacts],
     overrides: Sequence[str] = (),
+    fleet_of: Callable[[Path], FleetFacts] | None = None,
+    notes: list[str] | None = None,
 ) -> Scenario:
     """The resolved scenario of a file; see `planner.scenario.resolve.load_scenario`."""
     from planner.scenario.resolve import load_scenario as load
 
-    return load(path, facts_of, overrides)
+    return load(path, facts_of, overrides, fleet_of, notes)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -520,19 +520,30 @@ def _path_of(loc: tuple[Part, ...]) -> tuple[tuple[Part, ...], bool]:
     return path, bool(loc) and loc[-1] == "[key]"
 
 
-def _models_in(annotation: Any) -> list[type[Strict]]:
+def _models_in(annotation: Any, is_entry: bool = False) -> list[tuple[type[Strict], bool]]:
+    """Models that an annotation names, and whether they are entries of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation] if issubclass(annotation, Strict) else []
-    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+        return [(annotation, is_entry)] if issubclass(annotation, Strict) else []
+    is_entry = is_entry or get_origin(annotation) is list
+    return [found for inner in get_args(annotation) for found in _models_in(inner, is_entry)]
+
+
+def _keys(model: type[Strict]) -> list[str]:
+    """The keys of a model as they are written."""
+    return [each.alias or name for name, each in model.model_fields.items()]
 
 
 def _model_at(model: type[Strict], path: Sequence[Part]) -> type[Strict] | None:
     """The model whose keys stand at `path`."""
     current: list[type[Strict]] = [model]
-    for part in path:
+    for index, part in enumerate(path):
         if isinstance(part, str):
             fields = [each.model_fields[part] for each in current if part in each.model_fields]
-            current = [inner for each in fields for inner in _models_in(each.annotation)]
+            found = [inner for each in fields for inner in _models_in(each.annotation)]
+            # A list and a mapping may both be allowed: a number says that a list is meant.
+            is_entry = index + 1 < len(path) and isinstance(path[index + 1], int)
+            current = [inner for inner, is_listed in
+                       sorted(found, key=lambda pair: pair[1] is not is_entry)]
     return current[0] if current else None
 
 
@@ -555,7 +566,7 @@ def _words(model: type[Strict], fault: Any, path: tuple[Part, ...], raw: RawScen
         owner = _model_at(model, path[:-1])
         if owner is not None and key in owner.later:
             return f"{key!r} is not supported by this version"
-        return f"unknown setting {key!r}{did_you_mean(key, owner.model_fields if owner else ())}"
+        return f"unknown setting {key!r}{did_you_mean(key, _keys(owner) if owner else ())}"
     if kind == "missing":
         return f"missing setting {key!r}"
     if kind == "literal_error":
@@ -580,7 +591,7 @@ def _words(model: type[Strict], fault: Any, path: tuple[Part, ...], raw: RawScen
         return f"expected a list, got {what_is(given)}{hint if len(hint) < 80 else ''}"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         owner = _model_at(model, path)
-        keys = f" with {', '.join(owner.model_fields)}" if owner else ""
+        keys = f" with {', '.join(_keys(owner))}" if owner else ""
         return f"expected a mapping{keys}, got {what_is(given)}"
     if kind == "too_short":
         return f"{key!r} needs at least one entry"

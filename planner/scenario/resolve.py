@@ -10,6 +10,7 @@ import os.path
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from planner.scenario.load import (
     read_scenario,
 )
 from planner.scenario.schema import (
+    NAME_PATTERN,
     DomainsModel,
+    FleetReference,
+    HostModel,
     LabelReference,
     PolicyModel,
     ResolvedDocument,
@@ -35,6 +39,7 @@ from planner.scenario.schema import (
 from planner.scenario.spec import (
     OWN_LABELS,
     DomainsSpec,
+    FleetFacts,
     GuestFacts,
     GuestSpec,
     HostSpec,
@@ -55,6 +60,7 @@ from planner.units import format_duration, format_size
 __all__ = ["from_json", "load_scenario", "resolve"]
 
 FactsOf = Callable[[Path], TraceFacts]
+FleetOf = Callable[[Path], FleetFacts]
 
 _PAGE_BYTES = 4096
 _TIMINGS = "builtin:unmeasured"
@@ -68,27 +74,32 @@ _RANGE = re.compile(r"(.*)\{([0-9]{1,6})\.\.([0-9]{1,6})\}(.*)", re.ASCII | re.D
 
 
 def load_scenario(
-    path: str | Path, facts_of: FactsOf, overrides: Sequence[str] = ()
+    path: str | Path, facts_of: FactsOf, overrides: Sequence[str] = (),
+    fleet_of: FleetOf | None = None, notes: list[str] | None = None,
 ) -> Scenario:
     """The resolved scenario of a file in either form.
 
     `facts_of` is called once for each trace, with its absolute path, and raises DataError
-    where the trace cannot be used. `overrides` are `KEY.PATH=VALUE` texts. Raises
-    ScenarioError with every problem, or DataError.
+    where the trace cannot be used; `fleet_of` likewise for the inventory of `hosts: {from:}`.
+    `overrides` are `KEY.PATH=VALUE` texts. What of the inventory has no effect is said in
+    `notes`, which is added to. Raises ScenarioError with every problem, or DataError.
     """
-    return resolve(read_scenario(path, overrides), facts_of)
+    return resolve(read_scenario(path, overrides), facts_of, fleet_of, notes)
 
 
-def resolve(raw: RawScenario, facts_of: FactsOf) -> Scenario:
+def resolve(raw: RawScenario, facts_of: FactsOf, fleet_of: FleetOf | None = None,
+            notes: list[str] | None = None) -> Scenario:
     """Fill defaults, follow references and check against the traces; see `load_scenario`."""
     if raw.document is None:
         raise raw.error()
-    resolver = _Resolver(raw, facts_of)
+    resolver = _Resolver(raw, facts_of, fleet_of)
     scenario = resolver.scenario(raw.document)
     if raw.found:
         raise raw.error()
     if resolver.data_error is not None:
         raise resolver.data_error
+    if notes is not None:
+        notes += resolver.notes
     return scenario
 
 
@@ -123,9 +134,12 @@ def _guest(
 class _Resolver:
     """One pass over one document. Problems go to `raw`, the first bad trace to `data_error`."""
 
-    def __init__(self, raw: RawScenario, facts_of: FactsOf) -> None:
+    def __init__(self, raw: RawScenario, facts_of: FactsOf,
+                 fleet_of: FleetOf | None = None) -> None:
         self.raw = raw
         self.facts_of = facts_of
+        self.fleet_of = fleet_of
+        self.notes: list[str] = []
         self.data_error: DataError | None = None
         self._known: dict[str, TraceFacts | None] = {}
 
@@ -168,14 +182,86 @@ class _Resolver:
                     )
         return self._known[path]
 
+    # -- the inventory
+
+    def _fleet(self, reference: FleetReference) -> FleetFacts | None:
+        where = ("hosts", "from")
+        path = os.path.abspath(self.raw.base / reference.from_)
+        if self.fleet_of is None:
+            self.raw.doubt(where, "no inventory can be read here; list the hosts")
+            return None
+        try:
+            return self.fleet_of(Path(path))
+        except DataError as error:
+            if self.data_error is None:
+                error.where = f"{self.raw.place_of(where)}: {error.where}".rstrip(": ")
+                self.data_error = error
+            return None
+
+    def _fleet_hosts(self, fleet: FleetFacts | None) -> tuple[HostSpec, ...]:
+        """The hosts of an inventory with the defaults of hosts that are written."""
+        fields = HostModel.model_fields
+        hosts = []
+        for host in fleet.hosts if fleet is not None else ():
+            if not re.fullmatch(NAME_PATTERN[1:-1], host.name, re.ASCII):
+                self.raw.doubt(("hosts", "from"), f"host {host.name[:80]!r} of the inventory is "
+                               "not a name that a scenario can use; rename it there")
+            elif host.memory_bytes is None:
+                self.raw.doubt(("hosts", "from"), f"the memory of host {host.name!r} is not in "
+                               "the inventory; import it again with what tells it")
+            else:
+                hosts.append(HostSpec(
+                    host.name, host.memory_bytes,
+                    int(host.memory_bytes * fields["reserved"].default),
+                    min(host.cpus or fields["cores"].default, 65536), fields["hz"].default,
+                    _TIMINGS))
+        if fleet is not None and not fleet.hosts:
+            self.raw.doubt(("hosts", "from"), "the inventory lists no host; list the hosts here, "
+                           "or import it again with the hosts' listing")
+        return tuple(hosts)
+
+    def _labelled(self, facts: list[TraceFacts | None],
+                  fleet: FleetFacts) -> list[TraceFacts | None]:
+        """Traces whose guests have the labels of the listed guests of the same name."""
+        counts = Counter(name for name, _ in fleet.guests)
+        labels_of = {name: labels for name, labels in fleet.guests if counts[name] == 1}
+        used: set[str] = set()
+        labelled: list[TraceFacts | None] = []
+        for trace in facts:
+            if trace is None:
+                labelled.append(None)
+                continue
+            used |= {guest.name for guest in trace.guests} & set(labels_of)
+            labelled.append(replace(trace, guests=tuple(
+                replace(guest, labels={**guest.labels, **labels_of.get(guest.name, {})})
+                for guest in trace.guests)))
+        n_twice = sum(count for count in counts.values() if count > 1)
+        n_other = len(labels_of) - len(used)
+        self.notes.append(f"{fleet.path}: {len(fleet.hosts)} host(s); {len(used)} captured "
+                          "guest(s) take labels from it")
+        if n_other:
+            self.notes.append(f"{n_other} listed guest(s) were not captured: not used in this "
+                              "version, which replays captured guests only")
+        if n_twice:
+            self.notes.append(f"{n_twice} listed guest(s) share a name: not used, as it is open "
+                              "which is meant")
+        return labelled
+
     # -- the form people write
 
     def human(self, document: ScenarioDocument) -> tuple[Scenario, list[TraceFacts | None]]:
-        hosts = tuple(self._host(index, host) for index, host in enumerate(document.hosts))
+        fleet = None
+        if isinstance(document.hosts, FleetReference):
+            fleet = self._fleet(document.hosts)
+            hosts = self._fleet_hosts(fleet)
+        else:
+            hosts = tuple(self._host(index, host) for index, host in enumerate(document.hosts))
         paths = [
             os.path.abspath(self.raw.base / workload.trace) for workload in document.workloads
         ]
         facts = [self._facts(path, index) for index, path in enumerate(paths)]
+        if fleet is not None:
+            facts = self._labelled(facts, fleet)
         chosen = [
             self._selected(index, workload, trace_facts)
             for index, (workload, trace_facts) in enumerate(
@@ -239,9 +325,9 @@ class _Resolver:
             self.raw.fault(
                 ("workloads", index),
                 f"workload {workload.name!r} does not say which host; write host: "
-                + " or ".join(host.name for host in hosts),
+                + " or ".join(host.name for host in hosts[:12]),
             )
-        return hosts[0].name
+        return hosts[0].name if hosts else "none"
 
     def _selected(
         self, index: int, workload: WorkloadModel, facts: TraceFacts | None
@@ -454,7 +540,8 @@ class _Resolver:
 
     def _check_hosts(self, scenario: Scenario, facts: list[TraceFacts | None]) -> None:
         names = [host.name for host in scenario.hosts]
-        is_naming_sure = not any(
+        # Without its inventory the hosts are not known; that fault is told already.
+        is_naming_sure = bool(names) and not any(
             self.raw.is_doubtful("hosts", index, "name") for index in range(len(names))
         )
         need_bytes: Counter[str] = Counter()

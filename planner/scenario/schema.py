@@ -433,6 +433,31 @@ class HostModel(Strict):
     )
 
 
+class FleetReference(Strict):
+    """Takes hosts, and labels of guests, from an inventory."""
+
+    from_: Text = Field(
+        alias="from", title="Inventory",
+        description="File of hosts and guests made by planner import inventory, relative to the "
+        "scenario file. Its hosts are the hosts; captured guests get the labels of its guests of "
+        "the same name.",
+    )
+
+
+def _hosts_tag(value: object) -> str:
+    """One host written without its list is a fault of the list, not of the reference."""
+    is_reference = isinstance(value, FleetReference) or (
+        isinstance(value, dict) and not {"name", "memory"} & set(value))
+    return "<fleet>" if is_reference else "<hosts>"
+
+
+HostsChoice = Annotated[
+    Annotated[list[HostModel], Field(min_length=1), Tag("<hosts>")]
+    | Annotated[FleetReference, Tag("<fleet>")],
+    Discriminator(_hosts_tag),
+]
+
+
 class LabelReference(Strict):
     """Takes the value of a label of each guest."""
 
@@ -554,8 +579,10 @@ class ScenarioDocument(Strict):
         default="captured", title="Simulated time",
         description="How long to simulate; captured is the longest time all traces cover.",
     )
-    hosts: list[HostModel] = Field(
-        min_length=1, title="Hosts", description="The machines guests run on.",
+    hosts: HostsChoice = Field(
+        title="Hosts",
+        description="The machines guests run on: a list, or {from: FILE} to take them from an "
+        "inventory.",
     )
     workloads: list[WorkloadModel] = Field(
         min_length=1, title="Workloads", description="The guests, by the trace they come from.",

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 __all__ = [
     "DomainsSpec",
+    "FleetFacts",
+    "FleetHost",
     "GuestFacts",
     "GuestSpec",
     "HostSpec",
@@ -192,6 +194,27 @@ class TraceFacts:
     region_labels: Mapping[str, frozenset[str]] = field(default_factory=dict)
     key_id: str = ""
     algorithm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetHost:
+    """A host of an inventory; what is not known is None."""
+
+    name: str
+    memory_bytes: int | None
+    cpus: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """What a scenario needs to know of an inventory.
+
+    `guests` holds (name, labels) of each listed guest; names may repeat.
+    """
+
+    path: str
+    hosts: tuple[FleetHost, ...]
+    guests: tuple[tuple[str, Mapping[str, str]], ...]
 
 
 def to_json(scenario: Scenario) -> dict[str, Any]:

@@ -25,7 +25,7 @@ __all__ = [
 PAGE_BYTES = 4096
 SCHEMA_VERSION = (1, 0)
 #: Page hash algorithms that traces may name; two of them never mix in one comparison.
-ALGORITHMS = ("xxh64-siphash24", "blake2b-64")
+ALGORITHMS = ("xxh64-siphash24", "blake2b-64", "superfasthash-32")
 
 
 class PageFlag(IntFlag):
