@@ -173,6 +173,7 @@ def test_the_command_writes_the_same_agent_each_time(
     assert (tmp_path / "a.pyz").read_bytes() == written
     assert os.access(tmp_path / "a.pyz", os.X_OK)
     assert main(["capture", "agent", "-o", str(tmp_path / "a.pyz")]) == 2
+    assert main(["capture", "agent", "--pid", "1"]) == 2
     assert len(written) < 40_000
 
 
@@ -461,6 +462,26 @@ def test_outputs_that_are_there_or_no_files_are_refused(agent: Agent, tmp_path: 
     (tmp_path / "link").symlink_to(agent.stream)
     assert agent.run("--pid", "7", "--resume", output=str(tmp_path / "link")).returncode == 3
     assert agent.stream.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("frame", [
+    (b"HEAD", b"[]"), (b"HEAD", b"{}"), (b"HEAD", b"x"), (b"GUST", b"{}"), (b"MMBG", b"[1]"),
+    (b"MMBG", b'{"guest":"a","pid":[],"start_ticks":0,"mm":0}'), (b"SNEN", b"[" * 100_000)])
+def test_resuming_what_is_no_stream_of_it_is_refused_and_changes_nothing(
+    agent: Agent, source: ModuleType, frame: tuple[bytes, bytes]
+) -> None:
+    one_page(agent.fake)
+    assert agent.run("--pid", "7").returncode == 0
+    with agent.stream.open("rb") as stream:
+        stream.seek(len(source.MAGIC))
+        frames = [(kind, payload) for kind, payload, _ in source.frames_of(stream)]
+    agent.stream.write_bytes(packed(source, [*frames[:1], frame, *frames[1:]]))
+    before = agent.stream.read_bytes()
+    done = agent.run("--pid", "7", "--resume", "--snapshots", "2")
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"error: " in done.stderr
+    assert agent.stream.read_bytes() == before
 
 
 def test_resuming_with_another_key_is_refused(agent: Agent, tmp_path: Path) -> None:

@@ -1204,13 +1204,17 @@ def write_capture(options: argparse.Namespace, out: BinaryIO, head: dict[str, An
                   targets: list[Target], pages: Pages, pace: Pace) -> int:
     """Write all snapshots to `out` on schedule; returns the exit code."""
     if options.resume:
-        found = read_resumed(out, options.output)
-        check_resumed(found, head, options)
+        try:
+            found = read_resumed(out, options.output)
+            check_resumed(found, head, options)
+            stream = Stream(out, found.n_frames)
+            session = Session(root, targets, stream, pages, pace)
+            session.go_on(found)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise AgentError(f"{options.output}: not a stream of this version of the agent; "
+                             "begin a new one", 2) from None
         out.seek(found.end)
         out.truncate()
-        stream = Stream(out, found.n_frames)
-        session = Session(root, targets, stream, pages, pace)
-        session.go_on(found)
         say(f"going on after {found.n_snapshots} snapshots")
     else:
         stream = Stream(out)

@@ -70,6 +70,9 @@ def capture(
     if what == "agent":
         from planner.cli.agent import write_agent
 
+        if pids or cgroups or qemu or labels:
+            raise UsageError("this writes the agent itself", where="planner capture agent",
+                             instead="pass --pid, --cgroup and --qemu to agent.pyz on its host")
         return write_agent(output, force=force)
     if what is not None:
         raise UsageError(f"nothing known to capture as {what!r}", where="planner capture",
