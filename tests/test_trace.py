@@ -151,6 +151,18 @@ def test_finish_drops_a_snapshot_that_was_not_ended(tmp_path: Path) -> None:
     assert [(region.end_vpn, region.end_snapshot) for region in trace.regions] == [(0x1001, 1)]
 
 
+def test_a_clock_that_is_set_back_does_not_spoil_a_capture(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "t", hash_info=INFO, provenance={}) as writer:
+        mm_id = writer.add_mm(writer.add_guest("a", "vm", {}), 1, "x")
+        for start_ns, end_ns in ((100, 200), (50, 60), (70, 300)):
+            writer.begin_snapshot(start_ns)
+            writer.write_mm(mm_id, pages_of([1]), [])
+            writer.end_snapshot(end_ns, skipped={}, counters={})
+        trace = open_trace(writer.finish())
+    assert [(s.start_ns, s.end_ns) for s in trace.snapshots] == [(100, 200), (200, 200),
+                                                                 (200, 300)]
+
+
 def test_an_existing_trace_is_replaced_only_when_forced(trace_path: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         TraceWriter(trace_path, hash_info=INFO, provenance={})

@@ -131,11 +131,15 @@ class TraceWriter:
         return mm_id
 
     def begin_snapshot(self, start_ns: int) -> None:
-        """Start the next snapshot at Unix time `start_ns`."""
+        """Start the next snapshot at Unix time `start_ns`.
+
+        Snapshots never overlap: where the host's clock was set back meanwhile, the snapshot starts
+        when the one before ended.
+        """
         if self._current is not None:
             raise ValueError("the snapshot before has not been ended")
         self._current = {}
-        self._start_ns = start_ns
+        self._start_ns = max([start_ns, *(info.end_ns for info in self._snapshots[-1:])])
         self._n_stored = 0
         schema = PAGES.schema.with_metadata(PAGES.metadata({}))
         self._stream = open_private(self._folder / pages_file(len(self._snapshots)), 0o600)
@@ -216,8 +220,7 @@ class TraceWriter:
         """End the snapshot at Unix time `end_ns`."""
         if self._current is None:
             raise ValueError("begin_snapshot comes first")
-        if end_ns < self._start_ns:
-            raise ValueError("a snapshot cannot end before it starts")
+        end_ns = max(end_ns, self._start_ns)
         self._flush()
         self._close_pages()
         self._snapshots.append(SnapshotInfo(
