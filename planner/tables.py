@@ -30,10 +30,13 @@ from planner.errors import (
     TraceTruncatedError,
 )
 
-__all__ = ["METADATA_KEY", "TableKind", "check_version", "open_table", "read_metadata",
-           "read_table", "write_table"]
+__all__ = ["METADATA_KEY", "UNREADABLE", "TableKind", "check_version", "open_private",
+           "open_table", "read_metadata", "read_table", "unreadable", "write_table"]
 
 METADATA_KEY = b"planner"
+#: What pyarrow raises over damaged bytes: its own errors, and whatever its wrappers stumble over.
+UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError,
+              OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +107,16 @@ def open_table(path: Path, kind: TableKind) -> pq.ParquetFile:
     """
     try:
         handle = pq.ParquetFile(path, page_checksum_verification=True)
+        schema = handle.schema_arrow
     except FileNotFoundError:
         raise TraceTruncatedError("the file is missing", where=str(path),
                                   instead="restore it from where the trace came") from None
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise _broken(path, error) from error
     try:
-        metadata = read_metadata(path, handle.schema_arrow)
+        metadata = read_metadata(path, schema)
         check_version(path, kind, metadata)
-        _check_columns(path, kind, handle.schema_arrow)
+        _check_columns(path, kind, schema)
     except DataError:
         handle.close()
         raise
@@ -138,6 +142,12 @@ def _broken(path: Path, error: Exception) -> DataError:
                               instead="name a folder written by planner")
     return TraceAlteredError(f"the Parquet footer cannot be read ({_first_line(error)})",
                              where=str(path), instead="restore the file from where it came")
+
+
+def unreadable(path: Path, error: Exception) -> TraceAlteredError:
+    """The error for data that pyarrow cannot make sense of."""
+    return TraceAlteredError(f"the data cannot be read ({_first_line(error)})", where=str(path),
+                             instead="restore the file from where it came")
 
 
 def _first_line(error: Exception) -> str:
@@ -187,10 +197,8 @@ def read_table(path: Path, kind: TableKind) -> tuple[pa.Table, dict[str, Any]]:
         metadata = read_metadata(path, handle.schema_arrow)
         try:
             table = handle.read(columns=kind.schema.names)
-        except (pa.ArrowException, OSError) as error:
-            raise TraceAlteredError(f"the data cannot be read ({_first_line(error)})",
-                                    where=str(path),
-                                    instead="restore the file from where it came") from error
+        except UNREADABLE as error:
+            raise unreadable(path, error) from error
     check_nulls(path, kind, table)
     return table, metadata
 

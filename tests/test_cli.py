@@ -63,7 +63,7 @@ def test_run_json_is_one_document_and_nothing_else(folder: Path,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "small.yaml", "--json", "-o", "elsewhere"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["format_version"] == "1.0"
+    assert document["format_version"] == 1
     assert [Path(p).parent.name for p in map(str, Path("elsewhere").iterdir())] == ["elsewhere"]
 
 

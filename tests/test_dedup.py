@@ -151,35 +151,37 @@ def test_segments_may_lie_anywhere_in_the_array() -> None:
                             segment_ends=new_starts + lengths) == expected
 
 
-def test_more_segments_than_a_word_has_room_for_are_counted_in_windows() -> None:
-    # 256 buckets leave 8 bits for the segment.
-    n_guests = 300 if IS_SLOW else 2000
+@pytest.mark.parametrize("n_guests", [600, 2000])
+def test_more_guests_than_the_least_number_of_buckets_make_more_buckets(n_guests: int) -> None:
+    check(many_guests(n_guests), n_threads=2)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_more_guests_than_a_word_has_room_for_are_counted_in_windows(
+        monkeypatch: pytest.MonkeyPatch, n_threads: int) -> None:
+    n_guests = 3000 if IS_SLOW else 20_000
+    if IS_SLOW:
+        monkeypatch.setattr(dedup, "_MAX_BUCKET_BITS", dedup._MIN_BUCKET_BITS)
+    assert n_guests > 2 << dedup._MAX_BUCKET_BITS
+    assert check(many_guests(n_guests), n_threads=n_threads).n_other_label > 0
+
+
+def many_guests(n_guests: int) -> list[Page]:
     rng = np.random.default_rng(3)
-    pages = [(guest // 10, guest, int(h), -1) for guest in range(n_guests)
-             for h in rng.integers(0, 500, 3)]
-    assert check(pages, n_threads=2).n_other_label > 0
+    return [(guest // 10, guest, int(h), -1) for guest in range(n_guests)
+            for h in rng.integers(0, 500, 3)]
 
 
-def test_a_table_grows_when_contents_crowd_one_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contents_that_crowd_one_bucket_are_counted() -> None:
     n_pages = 600 if IS_SLOW else 30_000
     inverse = pow(0x9E3779B97F4A7C15, -1, 1 << 64)
     pages = []
     for i in range(n_pages):
-        # Undo the mixing for words that all fall into bucket 3 of 256.
-        mixed = 3 << 56 | (i % (n_pages * 2 // 3)) << 8 | 1
+        # Undo the mixing for words that all fall into bucket 3 of 512.
+        mixed = 3 << 55 | (i % (n_pages * 2 // 3)) << 8 | 1
         x = mixed * inverse & (1 << 64) - 1
         pages.append((i // 7 % 3, i % 5, x ^ x >> 32 ^ ZERO, -1))
-    grown: list[int] = []
-    kernel = dedup._count_buckets
-
-    def spy(*arguments: object) -> np.int64:
-        slots = kernel(*arguments)  # type: ignore[arg-type]
-        grown.append(int(slots))
-        return slots
-
-    monkeypatch.setattr(dedup, "_count_buckets", spy)
-    check(pages, n_threads=1)
-    assert max(grown) >= n_pages
+    assert check(pages, n_threads=2).n_contents == n_pages * 2 // 3
 
 
 def test_counts_do_not_depend_on_the_number_of_threads() -> None:
@@ -210,8 +212,7 @@ def test_counters_hold_more_than_32_bits() -> None:
                        offsets[:-1].copy(), words)
         relation = np.full(8, 2 * start, np.int64)
         credit = np.full(8, 2 * start, np.int64)
-        dedup._count_buckets(words, offsets, np.zeros(1, np.int64), np.int64(0), np.int64(256),
-                             bits, np.int64(6), np.zeros(1, np.int64), relation, credit)
+        dedup._count_sorted(words, bits, np.zeros(1, np.int64), relation, credit)
     assert counts[0, 0] == start + 4 > 2**31
     assert relation[7] == 2 * start + 3 == 2**32 - 1
     assert credit[7] == 2 * start + 1
@@ -244,7 +245,7 @@ def test_arrays_that_do_not_fit_together_are_refused(change: dict[str, object],
 
 def run_lane(**variables: str) -> None:
     names = ("oracle", "no_page", "one_page", "zero", "all_equal", "all_distinct", "frame_shared",
-             "windows", "grows")
+             "windows", "crowd")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__,
          "-k", " or ".join(names)],

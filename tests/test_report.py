@@ -401,7 +401,7 @@ def test_the_json_report_is_json_with_a_version() -> None:
     document = render_json(Result(result.scenario, result.run, table, result.hosts,
                                   result.partitions, result.events))
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert document["format_version"] == "1.0"
+    assert document["format_version"] == 1
     assert [p["policy"] for p in document["policies"]] == [p[0] for p in POLICIES]
     assert document["policies"][1]["saved_share"] is None
     assert document["policies"][2]["saved_bytes"] == 231 * 2**20

@@ -224,7 +224,7 @@ def test_a_missing_file_is_reported_as_missing(trace_path: Path) -> None:
         open_trace(trace_path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_no_flipped_bit_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory,
                                        data: st.DataObject) -> None:

@@ -17,7 +17,8 @@ def capture(
     qemu: Annotated[bool, typer.Option(
         "--qemu", help="Every QEMU process of the host, one guest each.")] = False,
     labels: Annotated[Path | None, typer.Option(
-        "--labels", help="CSV with a column pid, cgroup or name, and one column a label.",
+        "--labels", help="CSV with a column pid, cgroup or name, and one column a label; "
+                         "alone, its rows are what is captured.",
         metavar="FILE")] = None,
     output: Annotated[Path, typer.Option(
         "-o", "--output", help="The trace folder to make.", metavar="DIR")] = Path("trace"),
@@ -47,9 +48,10 @@ def capture(
     from planner.cli.progress import ProgressLine
     from planner.errors import UsageError
     from planner.sitekey import load_site_key
+    from planner.trace import open_trace
     from planner.units import parse_duration, parse_share
 
-    if not (pids or cgroups or qemu):
+    if not (pids or cgroups or qemu or labels):
         raise UsageError("nothing to capture", where="planner capture",
                          instead="give --pid, --cgroup or --qemu")
     try:
@@ -70,6 +72,14 @@ def capture(
         path = run_capture(request, line.update)
     finally:
         line.done()
-    typer.echo(f"{path}: {snapshots} snapshot(s), key id {site_key.key_id}, mode 0600")
+    trace = open_trace(path)
+    n_pages = sum(snapshot.n_pages for snapshot in trace.snapshots)
+    typer.echo(f"{path}: {len(trace.guests)} guests, {len(trace.snapshots)} snapshot(s), "
+               f"{n_pages} page records, key id {site_key.key_id}, mode 0600")
+    for snapshot in trace.snapshots:
+        if snapshot.is_partial or snapshot.skipped:
+            reasons = ", ".join(f"{count} {name}" for name, count in snapshot.skipped.items())
+            typer.echo(f"snapshot {snapshot.snapshot_id}: "
+                       f"{'partial' if snapshot.is_partial else 'complete'} ({reasons})", err=True)
     typer.echo(f"next: planner trace info {path}", err=True)
     return 0

@@ -7,12 +7,14 @@ need not nest guests, since regions carry labels too. Wherever a guest has pages
 separate the two parts of that guest, so a duplicate between them counts as `other_label`.
 
 Method: the hashes are mixed by a bijection and partitioned by their top bits, in order, into
-buckets whose hash table fits a core's L2 cache; the bits that the bucket implies make room for
-the page's segment in the same word. As partitioning keeps the order, the pages of one content
-pass by in ascending (label, guest) order, so remembering for each content the last segment that
-held it is enough to count its distinct guests and labels exactly, in one pass. No count is kept
-for a content, and all counters are 64-bit: multiplicities cannot overflow. Memory: 8 bytes a page
-beside the input, and half a megabyte a thread.
+buckets that fit a core's L2 cache. The bits that a bucket implies make room for the page's
+(label, guest) in the same word, so that sorting a bucket (numpy's vectorised sort) brings the
+pages of one content together in ascending (label, guest) order, and one pass counts distinct
+contents, labels and guests exactly by comparing each word with the one before. No count is kept
+for a content, and all counters are 64-bit: multiplicities cannot overflow. Nothing depends on
+how hashes are distributed but the balance between threads. Memory: 8 bytes a page beside the
+input. With more pairs (label, guest) than a word has room for (8192) buckets are sorted in a
+slower way.
 
 A frame seen again (forked, or merged by KSM already) is not a copy: it counts in
 `n_already_shared` for the segment where it is seen again, and belongs to the first page that
@@ -44,17 +46,16 @@ _I64 = npt.NDArray[np.int64]
 _I32 = npt.NDArray[np.int32]
 _U64 = npt.NDArray[np.uint64]
 
-#: Buckets: as many as keep about this many pages each, within the bounds (powers of two) below.
-_PAGES_PER_BUCKET = 8192
-_MIN_BUCKET_BITS = 8
+#: Buckets: 2^9, which a first-level cache can write to side by side; 2^10 above this many pages,
+#: to keep a bucket near a second-level cache; more to make room for all pairs (label, guest).
+_MIN_BUCKET_BITS = 9
 _MAX_BUCKET_BITS = 13
-#: Slots of a bucket's first table per page of an average bucket; it grows when contents crowd.
-_SLOTS_PER_PAGE = 4
+_MANY_PAGES = 1 << 26
+#: Bits for the group where a word of a bucket has no room for it.
+_WIDE_GROUP_BITS = 32
 #: Fewer pages than this are counted in one thread.
 _THREAD_PAGES = 1 << 20
 _MAX_THREADS = 8
-#: State of a slot: the last group << 3 | flags, in 32 bits.
-_MAX_GROUPS = 1 << 29
 
 
 class Column(IntEnum):
@@ -186,11 +187,13 @@ def _histogram(hashes: _U64, repeat: npt.NDArray[np.uint8], starts: _I64, ends: 
     for s in range(len(starts)):
         n_repeats = np.int64(0)
         n_zero = np.int64(0)
-        for i in range(starts[s], ends[s]):
-            if has_repeats and repeat[i >> 3] >> (i & 7) & 1:
+        start = starts[s]
+        pages = hashes[start : ends[s]]
+        for i in range(len(pages)):
+            if has_repeats and repeat[start + i >> 3] >> (start + i & 7) & 1:
                 n_repeats += 1
                 continue
-            x = hashes[i] ^ zero
+            x = pages[i] ^ zero
             n_zero += np.int64(x == np.uint64(0))
             # Bijective, and zero stays zero. Real hashes are uniform; this guards against others.
             x = (x ^ (x >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
@@ -211,102 +214,50 @@ def _scatter(hashes: _U64, repeat: npt.NDArray[np.uint8], starts: _I64, ends: _I
     has_repeats = len(repeat) > 0
     for s in range(len(starts)):
         local_group = np.uint64(group[s] - base)
-        for i in range(starts[s], ends[s]):
-            if has_repeats and repeat[i >> 3] >> (i & 7) & 1:
+        start = starts[s]
+        pages = hashes[start : ends[s]]
+        for i in range(len(pages)):
+            if has_repeats and repeat[start + i >> 3] >> (start + i & 7) & 1:
                 continue
-            x = hashes[i] ^ zero
+            x = pages[i] ^ zero
             if x != np.uint64(0):
                 x = (x ^ (x >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
                 bucket = x >> shift
                 at = cursor[bucket]
-                words[at] = (x << bucket_bits) | local_group
+                words[np.uint64(at)] = (x << bucket_bits) | local_group
                 cursor[bucket] = at + 1
 
 
 @njit
-def _count_buckets(words: _U64, offsets: _I64, piece_base: _I64, first_bucket: np.int64,
-                   end_bucket: np.int64, bucket_bits: np.uint64, table_bits: np.int64,
-                   label_start: _I64, relation: _I64, credit: _I64) -> np.int64:
-    """Count buckets `[first_bucket, end_bucket)`; returns the slots of the last table.
+def _count_sorted(words: _U64, group_bits: np.uint64, label_floor: _I64, relation: _I64,
+                  credit: _I64) -> None:
+    """Count one bucket's sorted words, content << group_bits | group.
 
     `relation[g << 3 | r]` counts frames of group g by their relation r to earlier copies of the
     content: bit 0 there is one, bit 1 one in this label, bit 2 one in this guest.
     `credit[g << 3 | c]` counts earlier copies in g that were alone so far, and now have a twin
-    anywhere (bit 0), in their label (1), in their guest (2).
+    anywhere (bit 0), in their label (1), in their guest (2); c = 0 means nothing.
+    `label_floor[g]` is the first group of g's label << 3.
 
-    The table has linear probing. Keys hold the bucket in their low bits, so that slots of
-    buckets before count as empty and no clearing is needed between buckets. Arithmetic in place
-    of branches in the inner loop: whether a content is new is anyone's guess.
+    Arithmetic in place of branches: whether a content is new is anyone's guess. Unsigned
+    indices spare numba's test for negative ones.
     """
-    low = (np.uint64(1) << bucket_bits) - np.uint64(1)
-    one = np.uint64(1)
-    n_pieces = len(piece_base)
-    n_slots = np.int64(1) << table_bits
-    shift = np.uint64(64 - table_bits)
-    mask = np.uint64(n_slots - 1)
-    keys = np.empty(n_slots, np.uint64)
-    state = np.zeros(n_slots, np.uint32)
-    for bucket in range(first_bucket, end_bucket):
-        tag = np.uint64(bucket)
-        if bucket == first_bucket or bucket == end_bucket - 1:
-            # Never the tag of a bucket to come: it is the one before, cyclically, and for the
-            # one bucket that can have that tag the table is filled again.
-            keys[:] = (tag - one) & low
-        n_contents = np.int64(0)
-        for piece in range(n_pieces):
-            i = offsets[bucket * n_pieces + piece]
-            end = offsets[bucket * n_pieces + piece + 1]
-            base = piece_base[piece]
-            while i < end:
-                if n_contents > n_slots >> 1:
-                    # Unlucky or hostile hashes: a table of four times as many slots.
-                    old_keys = keys
-                    old_state = state
-                    n_slots <<= 2
-                    shift -= np.uint64(2)
-                    mask = np.uint64(n_slots - 1)
-                    keys = np.empty(n_slots, np.uint64)
-                    keys[:] = (tag - one) & low
-                    state = np.zeros(n_slots, np.uint32)
-                    for old in range(len(old_keys)):
-                        key = old_keys[old]
-                        if key & low == tag:
-                            j = key >> shift
-                            while keys[j] & low == tag:
-                                j = (j + one) & mask
-                            keys[j] = key
-                            state[j] = old_state[old]
-                # So many pages fit even if all are new: no check in the loop.
-                stop = min(end, i + (n_slots >> 2))
-                n_known = np.int64(0)
-                for at in range(i, stop):
-                    word = words[at]
-                    group = np.int64(word & low) + base
-                    key = (word & ~low) | tag
-                    j = word >> shift
-                    found = keys[j]
-                    if found != key and found & low == tag:
-                        while True:
-                            j = (j + one) & mask
-                            found = keys[j]
-                            if found == key or found & low != tag:
-                                break
-                    known = np.int64(found == key)
-                    n_known += known
-                    keys[j] = key
-                    old_value = np.int64(state[j])
-                    last = old_value >> 3
-                    # Groups ascend, so the last one is in this label if it is not before it.
-                    now = (
-                        (((last ^ group) - 1) >> 63 & 4) | (~(last - label_start[group]) >> 63 & 2)
-                        | 1
-                    ) & -known
-                    relation[group << 3 | now] += 1
-                    credit[(last & -known) << 3 | (now & ~old_value)] += 1
-                    state[j] = np.uint32(group << 3 | now)
-                n_contents += stop - i - n_known
-                i = stop
-    return n_slots
+    low = (np.uint64(1) << group_bits) - np.uint64(1)
+    last = ~words[0]
+    before = np.int64(0)  # the last group << 3 | its relation
+    for i in range(len(words)):
+        word = words[i]
+        known = np.int64((word ^ last) >> group_bits == np.uint64(0))
+        group = word & low
+        here = np.int64(group) << 3
+        # Groups ascend: at least `here` if the last copy is in this group, at least the label's
+        # first group if it is in this label.
+        reach = before | 7
+        now = ((~(reach - here) >> 63 & 4) | (~(reach - label_floor[group]) >> 63 & 2) | 1) & -known
+        relation[np.uint64(here | now)] += 1
+        credit[np.uint64((before & -8) | (now & ~before))] += 1
+        before = here | now
+        last = word
 
 
 def _checked_segments(n_pages: int, starts: _I64, ends: _I64 | None, label: _I32,
@@ -351,6 +302,19 @@ def _pieces(starts: _I64, ends: _I64, group: _I64, n_threads: int,
         base = int(group[first]) // window * window
         pieces.append((piece_starts, piece_ends, group[first:last].copy(), base))
     return pieces
+
+
+def _widened(words: _U64, bucket_bits: np.uint64, bases: list[int], lengths: _I64) -> _U64:
+    """A bucket's words, sorted, with a dense number for the content and the whole group."""
+    content = words >> bucket_bits
+    low = (np.uint64(1) << bucket_bits) - np.uint64(1)
+    group = (words & low) + np.repeat(np.array(bases, np.uint64), lengths)
+    order = np.argsort(content, kind="stable")  # pieces, hence groups, ascend
+    content = content[order]
+    number = np.cumsum(content[1:] != content[:-1], dtype=np.uint64)
+    wide = group[order]
+    wide[1:] |= number << np.uint64(_WIDE_GROUP_BITS)
+    return wide
 
 
 def _run(n_threads: int, task: Callable[[int], Any], n_tasks: int) -> None:
@@ -418,16 +382,14 @@ def count_segments(
     group = np.cumsum(is_first) - 1
     group_label, group_guest = label[is_first], guest[is_first]
     n_groups = len(group_label)
-    if n_groups >= _MAX_GROUPS:
-        raise ValueError(f"more than {_MAX_GROUPS} pairs of label and guest")
-    label_start = np.searchsorted(group_label, group_label, side="left").astype(np.int64)
+    label_floor = np.searchsorted(group_label, group_label, side="left").astype(np.int64) << 3
     counts = np.zeros((n_groups, len(Column)), np.int64)
 
     n_pages = int((ends - starts).sum())
     if n_threads is None:
         n_threads = min(_available_cores(), _MAX_THREADS) if n_pages >= _THREAD_PAGES else 1
-    bits = max(n_pages // _PAGES_PER_BUCKET, 1).bit_length()
-    bits = min(max(bits, _MIN_BUCKET_BITS), _MAX_BUCKET_BITS)
+    bits = _MIN_BUCKET_BITS + (n_pages > _MANY_PAGES)
+    bits = min(max(bits, (n_groups - 1).bit_length()), _MAX_BUCKET_BITS)
     n_buckets = 1 << bits
     bucket_bits, zero = np.uint64(bits), np.uint64(zero_hash)
     pieces = _pieces(starts, ends, group, n_threads, n_buckets)
@@ -467,15 +429,27 @@ def count_segments(
 
     _run(n_threads, scatter, n_pieces)
 
-    piece_base = np.array([base for *_, base in pieces], np.int64)
-    table_bits = max(_SLOTS_PER_PAGE * n_pages // n_buckets - 1, 63).bit_length()
+    bases = [base for *_, base in pieces]
+    fits = n_groups <= n_buckets
+    group_bits = bucket_bits if fits else np.uint64(_WIDE_GROUP_BITS)
+    edges = offsets[::n_pieces]
+    # Threads take buckets of about as many pages; they sort and count while a bucket is cached.
+    shares = np.searchsorted(edges, [len(words) * t // n_threads for t in range(n_threads + 1)])
     relation = np.zeros((n_threads, n_groups * 8), np.int64)
     credit = np.zeros((n_threads, n_groups * 8), np.int64)
 
     def count(t: int) -> None:
-        first, end = n_buckets * t // n_threads, n_buckets * (t + 1) // n_threads
-        _count_buckets(words, offsets, piece_base, np.int64(first), np.int64(end), bucket_bits,
-                       np.int64(table_bits), label_start, relation[t], credit[t])
+        for bucket in range(int(shares[t]), int(shares[t + 1])):
+            part = words[edges[bucket] : edges[bucket + 1]]
+            if not len(part):
+                continue
+            if fits:
+                part.sort()
+            else:
+                first = bucket * n_pieces
+                part = _widened(part, bucket_bits, bases,
+                                np.diff(offsets[first : first + n_pieces + 1]))
+            _count_sorted(part, group_bits, label_floor, relation[t], credit[t])
 
     _run(n_threads, count, n_threads)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["JSON_FORMAT_VERSION", "render_json", "render_text", "render_trace_info"]
 
 #: Minor grows when keys are added, major when any changes its meaning or goes.
-JSON_FORMAT_VERSION = "1.0"
+JSON_FORMAT_VERSION = 1
 
 _MIN_WIDTH = 40
 

@@ -20,7 +20,7 @@ from planner.errors import (
     TraceAlteredError,
     TraceTruncatedError,
 )
-from planner.tables import TableKind, open_table, read_table
+from planner.tables import UNREADABLE, TableKind, open_table, read_table, unreadable
 from planner.trace.schema import (
     ALGORITHMS,
     GUESTS,
@@ -149,8 +149,8 @@ class Trace:
             with open_table(path, PAGES) as handle:
                 try:
                     table = handle.read_row_group(group, PAGES.schema.names)
-                except (pa.ArrowException, OSError) as error:
-                    raise _unreadable(path, error) from error
+                except UNREADABLE as error:
+                    raise unreadable(path, error) from error
             kept = (group, table, table.column("mm_id").to_numpy())
             self._last_group[snapshot_id] = kept
         return kept[1], kept[2]
@@ -176,12 +176,6 @@ def apply_changes(pages: PageColumns, changes: PageColumns) -> PageColumns:
         vpn, np.concatenate([kept.hash, new.hash]), np.concatenate([kept.flags, new.flags]),
         np.concatenate([kept.frame_id, new.frame_id]),
         np.concatenate([kept.numa_node, new.numa_node])).take(order)
-
-
-def _unreadable(path: Path, error: Exception) -> TraceAlteredError:
-    line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return TraceAlteredError(f"the data cannot be read ({line})", where=str(path),
-                             instead=_RESTORE)
 
 
 def _filled(table: pa.Table, name: str, fill: int) -> npt.NDArray[Any]:
@@ -243,7 +237,7 @@ def open_trace(path: Path | str, *, verify: bool = True) -> Trace:
             tuple(SnapshotInfo(**{**row, "skipped": dict(row["skipped"]),
                                   "counters": dict(row["counters"])}) for row in snapshots))
     except (TypeError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     _check_references(path, *parts)
     page_rows = tuple(_page_rows(path / pages_file(s.snapshot_id), s) for s in parts[3])
     return Trace(path, document, *parts, page_rows)

@@ -1,7 +1,4 @@
-"""Capturing live processes: the hashes are right, and nothing about the targets changes.
-
-Swapped pages need a machine with swap space; that test skips without.
-"""
+"""Capturing live processes: the hashes are right, and nothing about the targets changes."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -292,9 +290,26 @@ def test_memory_without_access_rights_is_read_all_the_same(
     assert_hashes(pages_of(trace, process.pid, mapping), mapping)
 
 
+@pytest.fixture
+def swap_space(tmp_path: Path) -> Iterator[None]:
+    """Swap space: what the machine has, else a file of 64 MiB for the time of the test."""
+    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        yield
+        return
+    file = tmp_path / "swap"
+    file.touch(0o600)
+    file.write_bytes(bytes(64 << 20))
+    subprocess.run(["mkswap", file], check=True, capture_output=True)
+    if subprocess.run(["swapon", file], check=False, capture_output=True).returncode:
+        pytest.skip("this machine has no swap space and cannot swap to a file")
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", file], check=True)
+
+
+@pytest.mark.usefixtures("swap_space")
 def test_swapped_pages_stay_swapped(processes: ProcessMaker, tmp_path: Path) -> None:
-    if len(Path("/proc/swaps").read_text().splitlines()) < 2:
-        pytest.skip("this machine has no swap space")
     process = processes()
     mapping = process.map(512, {i: 3000 + i for i in range(512)})
     process.do("pageout", address=mapping.address, n_pages=256)

@@ -1,0 +1,112 @@
+"""The shipped traces are whole, real enough, small enough, and say where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from planner.cli import main
+from planner.trace import PageFlag, Trace, open_trace
+from planner.traceinfo import trace_info
+
+TRACES = Path(__file__).resolve().parent.parent / "traces"
+SCENARIOS = TRACES.parent / "scenarios"
+NAMES = ("qemu-guests", "container-host")
+
+
+@pytest.fixture(params=NAMES)
+def trace(request: pytest.FixtureRequest) -> Trace:
+    return open_trace(TRACES / request.param)
+
+
+def test_it_is_complete_and_says_where_it_comes_from(trace: Trace) -> None:
+    assert trace.status == "complete"
+    assert not any(snapshot.is_partial for snapshot in trace.snapshots)
+    assert len(trace.snapshots) >= 4
+    assert trace.span_ns >= 180 * 10**9
+    assert trace.provenance["source"] == "proc"
+    assert {"software", "kernel", "transparent_hugepage", "ksm"} <= trace.provenance.keys()
+    assert "/" not in json.dumps(trace.provenance)
+
+
+def test_nothing_was_merged_while_it_was_captured(trace: Trace) -> None:
+    assert {snapshot.counters["pages_sharing"] for snapshot in trace.snapshots} == {0}
+    for _, pages in trace.iter_mm_pages(0):
+        assert not (pages.flags & int(PageFlag.KSM)).any()
+
+
+def test_a_first_snapshot_takes_at_most_9_bytes_a_page(trace: Trace) -> None:
+    first = trace.path / "pages-0000.parquet"
+    assert first.stat().st_size / trace.snapshots[0].n_pages <= 9
+
+
+def test_later_snapshots_hold_changes_only(trace: Trace) -> None:
+    for snapshot in trace.snapshots[1:]:
+        assert 0 < snapshot.n_stored < snapshot.n_pages / 2
+
+
+def test_the_guests_are_twelve_of_three_roles_and_three_tenants() -> None:
+    trace = open_trace(TRACES / "qemu-guests")
+    assert {guest.kind for guest in trace.guests} == {"vm"}
+    roles = Counter(guest.labels["role"] for guest in trace.guests)
+    assert len(trace.guests) == 12
+    assert len(roles) >= 3
+    assert min(roles.values()) >= 4
+    assert len({guest.labels["tenant"] for guest in trace.guests}) >= 3
+    assert all(guest.memory_bytes == 128 << 20 for guest in trace.guests)
+
+
+def test_the_containers_hold_twenty_processes_or_more() -> None:
+    trace = open_trace(TRACES / "container-host")
+    assert {guest.kind for guest in trace.guests} == {"container"}
+    assert len(trace.mm_ids(0)) >= 20
+    assert {"db", "cache", "web"} <= {guest.labels["role"] for guest in trace.guests}
+
+
+def test_all_traces_have_one_key_and_fit_in_12_megabytes() -> None:
+    assert len({open_trace(TRACES / name).hash_info for name in NAMES}) == 1
+    n_bytes = sum(file.stat().st_size for file in TRACES.rglob("*") if file.is_file())
+    assert n_bytes <= 12_000_000
+
+
+def test_the_readme_of_the_traces_lists_them_all() -> None:
+    text = (TRACES / "README.md").read_text()
+    assert {path.parent.name for path in TRACES.glob("*/index.parquet")} == set(NAMES)
+    for name in NAMES:
+        trace = open_trace(TRACES / name)
+        assert f"`{name}`" in text
+        assert trace.digest[:12] in text
+
+
+def test_every_shipped_scenario_passes_the_check(capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(SCENARIOS.glob("*.yaml"))
+    assert {"quickstart.yaml", "containers.yaml"} <= {file.name for file in files}
+    for file in files:
+        assert main(["check", str(file)]) == 0
+        assert "ok." in capsys.readouterr().out
+        assert file.read_text().startswith("# "), "a scenario opens with the question it answers"
+
+
+def test_one_merge_space_frees_what_a_plain_count_of_the_last_snapshot_says(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A merge at the very end sees exactly the last snapshot.
+    import planner
+
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text(f"""\
+planner: 1
+name: count
+hosts: [{{name: host, memory: 64GiB}}]
+workloads: [{{name: all, trace: {TRACES / 'container-host'}}}]
+policies:
+  - name: one
+    merge: {{sync: {{at: [{{boot: {{after: 299s}}}}]}}}}
+output: {{sample_every: 10s}}
+""")
+    info = trace_info(open_trace(TRACES / "container-host"), advised_only=True).to_json()
+    summary = planner.run(planner.load_scenario(scenario)).summary.to_pylist()[0]
+    freed = summary["saved_bytes"] + summary["metadata_bytes"]
+    assert freed / 4096 == pytest.approx(info["counts"]["n_duplicates"], rel=0.005)
