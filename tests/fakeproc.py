@@ -37,7 +37,7 @@ class FakeProc:
     """Writes the folders; frames are numbered by the test and have flags and mapping counts."""
 
     def __init__(self, folder: Path) -> None:
-        self.root = ProcRoot(folder / "proc", folder / "sys")
+        self.root = ProcRoot(folder / "proc", folder / "sys", folder / "ksm_planner")
         self.root.proc.mkdir()
         (self.root.sys / "kernel/mm/ksm").mkdir(parents=True)
         (self.root.sys / "fs/cgroup").mkdir(parents=True)

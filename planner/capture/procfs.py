@@ -85,10 +85,11 @@ class TargetExitedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProcRoot:
-    """Where procfs and sysfs are; tests point it at folders of crafted files."""
+    """Where procfs, sysfs and the module's device are; tests point it at crafted files."""
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
+    device: Path = Path("/dev/ksm_planner")
 
     def of(self, pid: int, name: str) -> Path:
         """The path of a file of a process."""
