@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "planner"
 
 #: Each module or package may import only what its line names (and itself).
 LAYERS: dict[str, set[str]] = {
-    "cli": {"runner", "report", "capture", "scenario", "trace", "traceinfo", "sitekey", "results",
-            "metrics", "errors", "units"},
+    "cli": {"runner", "report", "capture", "doctor", "scenario", "trace", "traceinfo", "sitekey",
+            "results", "metrics", "errors", "units"},
     "runner": {"engine", "fleet", "ksm", "policies", "metrics", "results", "scenario", "trace",
             "errors", "units"},
     "engine": {"fleet", "policies", "ksm", "metrics", "scenario", "errors"},
@@ -24,6 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "metrics": {"tables", "units", "errors"},
     "policies": {"fleet", "scenario", "units", "errors"},
     "fleet": {"scenario", "trace", "errors", "units"},
+    "doctor": {"capture", "errors", "units"},
     "capture": {"kernels", "sitekey", "trace", "tables", "units", "errors"},
     "traceinfo": {"trace", "kernels", "units", "errors"},
     "scenario": {"units", "errors"},
@@ -90,6 +91,7 @@ def test_imports_point_one_way() -> None:
     ("kernels/dedup.py", "from planner.report import html"),
     ("fleet.py", "import simpy"),
     ("engine.py", "from planner.capture.session import capture"),
+    ("capture/session.py", "from planner.doctor import examine"),
     ("metrics.py", "def f():\n    from numba import njit"),
     ("scenario/spec.py", "import pydantic"),
     ("trace/reader.py", "import planner.kernels.dedup"),

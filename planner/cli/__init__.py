@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from planner.cli import capture, run, scenario, trace
+from planner.cli import capture, doctor, run, scenario, trace
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,7 @@ app.command("run")(run.run)
 app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
+app.command("doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 
 
