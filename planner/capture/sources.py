@@ -26,6 +26,7 @@ from planner.capture.procfs import (
     ProcRoot,
     TargetExitedError,
     Vma,
+    marks_ksm_exactly,
     read_vmas,
     start_ticks,
 )
@@ -100,7 +101,8 @@ class ProcSource:
                  include: str) -> None:
         self._root = root
         self._pages = PageCapture(frames, NumaMap(root), FrameIds(), keys, include,
-                                  lambda n_pages: self.pace(n_pages))
+                                  lambda n_pages: self.pace(n_pages),
+                                  marks_ksm_exactly(root, frames))
         self.pace: Callable[[int], None] = lambda n_pages: None
         self.skipped: Counter[str] = Counter()
         # Compile before the first snapshot's clock starts.
