@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import functools
 import io
 import lzma
 import os
@@ -32,10 +33,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import faults
 
 HERE = Path(__file__).resolve().parent
 KMOD = HERE.parent
@@ -188,41 +192,45 @@ def get_sparse() -> Path:
 # Building.
 
 
-def _copy_sources(sources: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in ("Kbuild", "probe", "include"):
-        source = sources / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        else:
-            shutil.copy(source, folder / name)
-    for source in [*sources.glob("*.c"), *sources.glob("*.h")]:
-        if not source.name.endswith(".mod.c"):
-            shutil.copy(source, folder / source.name)
+def _copy_sources(sources: Path, folder: Path, fault: faults.Fault | None) -> None:
+    """Make the sources in a build folder those of a module; what is the same is not built again."""
+    wanted = [sources / "Kbuild", *sources.glob("*.c"), *sources.glob("*.h")]
+    for name in ("probe", "include"):
+        wanted += (path for path in (sources / name).rglob("*") if path.is_file())
+    for source in wanted:
+        if source.name.endswith(".mod.c"):
+            continue
+        text = source.read_text()
+        if fault is not None and source == sources / fault.file:
+            text = fault.seed(text)
+        copy = folder / source.relative_to(sources)
+        if not copy.exists() or copy.read_text() != text:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(text)
 
 
-def build_module(kernel: Kernel, folder: Path, sources: Path = KMOD, *,
-                 sparse: bool = False) -> Path:
+def build_module(kernel: Kernel, folder: Path, sources: Path = KMOD, *, sparse: bool = False,
+                 fault: faults.Fault | None = None) -> Path:
     """Compile the module of `sources` for a kernel in `folder`, with warnings as errors.
 
-    With `sparse`, raise RunnerError for what the checker says of these sources.
+    The folder may be one where it was compiled before. With `sparse`, raise RunnerError for what
+    the checker says of these sources.
     """
-    _copy_sources(sources, folder)
+    _copy_sources(sources, folder, fault)
     # The kernel's type information needs one more tool, and the module works without it.
-    command = ["make", "-C", kernel.headers, f"M={folder}", "CONFIG_DEBUG_INFO_BTF_MODULES=",
-               "modules"]
+    command: list[str | Path] = ["make", "-C", kernel.headers, f"M={folder}",
+                                 "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]
     if sparse:
         command += ["C=2", f"CHECK={get_sparse()}"]
     output = run(*command)
     if sparse:
-        # Lock contexts: sparse cannot follow a lock that one function takes and drops by turns.
-        findings = [line for line in output.splitlines()
-                    if re.match(rf"{re.escape(str(folder))}/\w+\.[ch]:", line)]
+        findings = [line for line in output.splitlines() if line.startswith(f"{folder}/")]
         if findings:
             raise RunnerError("sparse:\n" + "\n".join(findings))
-    [module] = folder.glob("*.ko")
-    run("strip", "--strip-debug", module)
+    [built] = folder.glob("*.ko")
+    module = folder / "stripped" / built.name
+    module.parent.mkdir(exist_ok=True)
+    run("strip", "--strip-debug", "-o", module, built)
     return module
 
 
@@ -232,8 +240,9 @@ def build_tests(folder: Path) -> list[Path]:
     programs = []
     for source in sorted(HERE.glob("t_*.c")):
         program = folder / source.stem
-        run("gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-sign-compare", "-Werror", "-static", "-pthread",
-            f"-I{KMOD}/include/uapi", "-o", program, source, HERE / "client.c")
+        run("gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-sign-compare", "-Werror",
+            "-static", "-pthread", f"-I{KMOD}/include/uapi", "-o", program, source,
+            HERE / "client.c")
         programs.append(program)
     return programs
 
@@ -313,7 +322,7 @@ def _boot_once(kernel: Kernel, initramfs: Path, tests: Iterable[str], n_cpus: in
                timeout: float, arguments: str) -> Boot:
     command_line = " ".join((
         "console=ttyS0 oops=panic panic=-1 slub_debug=FZP secretmem.enable=1 "
-        "transparent_hugepage=madvise no_hash_pointers=0 loglevel=7",
+        "loglevel=7",
         f"planner.tests={','.join(tests)}", arguments))
     # One kernel with four levels of page tables, one with five.
     cpu = "qemu64" if kernel.series == "6.1" else "max"
@@ -405,39 +414,122 @@ def _judge_tap(lines: list[str], tests: list[str]) -> list[str]:
     return problems
 
 
-def _machines(tests: Iterable[str]) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """Groups of tests with the CPUs and MiB of the machine they share."""
+def machines(tests: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Groups of tests that share a machine."""
     tests = tuple(tests)
-    functional = tuple(name for name in FUNCTIONAL if name in tests)
-    stress = tuple(name for name in tests if name not in FUNCTIONAL)
-    if functional:
-        yield functional, 1, 768
-    if stress:
-        yield stress, 2, 512
+    for group in (FUNCTIONAL, STRESS):
+        names = tuple(name for name in group if name in tests)
+        if names:
+            yield names
 
 
-def run_tests(kernel: Kernel, tests: Iterable[str], folder: Path, *, keep_logs: Path | None = None,
-              verbose: bool = False) -> list[str]:
-    """Build, boot and judge; what is wrong."""
-    module = build_module(kernel, folder / "module")
-    programs = build_tests(folder / "tests")
-    initramfs = folder / "initramfs"
-    make_initramfs(kernel, [module], programs, initramfs)
-    problems = []
-    for names, n_cpus, memory_mib in _machines(tests):
-        result = boot(kernel, initramfs, names, n_cpus=n_cpus, memory_mib=memory_mib)
-        if keep_logs is not None:
-            keep_logs.mkdir(parents=True, exist_ok=True)
-            stem = f"{kernel.series}-{names[0]}"
-            (keep_logs / f"{stem}.console").write_text(result.console)
-            (keep_logs / f"{stem}.tap").write_text(result.tap)
-        if verbose:
+class Bench:
+    """Builds once what several machines need, in a folder; may be used by several threads."""
+
+    def __init__(self, folder: Path, *, logs: Path | None = None, verbose: bool = False) -> None:
+        self.folder = folder
+        self.logs = logs
+        self.verbose = verbose
+        self._lock = threading.Lock()
+        self._kernels: dict[str, Kernel] = {}
+        self._modules: dict[str, Path] = {}
+        self._programs: list[Path] = []
+
+    def _get(self, series: str) -> tuple[Kernel, Path, list[Path]]:
+        """A kernel, the module for it, and the test programs."""
+        with self._lock:
+            if series not in self._kernels:
+                kernel = get_kernel(series)
+                self._modules[series] = build_module(kernel, self.folder / f"module-{series}")
+                self._kernels[series] = kernel
+            if not self._programs:
+                self._programs = build_tests(self.folder / "programs")
+            return self._kernels[series], self._modules[series], self._programs
+
+    def _boot(self, kernel: Kernel, name: str, modules: list[Path], programs: list[Path],
+              tests: tuple[str, ...], timeout: float, arguments: str = "") -> list[str]:
+        initramfs = self.folder / f"initramfs-{kernel.series}-{name}"
+        make_initramfs(kernel, modules, [path for path in programs if path.name in tests],
+                       initramfs)
+        is_stress = tests == STRESS
+        result = boot(kernel, initramfs, tests, n_cpus=2 if is_stress else 1,
+                      memory_mib=512 if is_stress else 768, timeout=timeout, arguments=arguments)
+        initramfs.unlink()
+        if self.logs is not None:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            (self.logs / f"{kernel.series}-{name}.console").write_text(result.console)
+            (self.logs / f"{kernel.series}-{name}.tap").write_text(result.tap)
+        if self.verbose:
             print(result.tap, end="")
-        problems += judge(result, names)
         n_ok = sum(line.startswith("ok ") for line in result.tap.splitlines())
-        print(f"{kernel.release}: {', '.join(names)}: {n_ok} ok, {result.seconds:.1f} s",
-              flush=True)
-    return problems
+        print(f"{kernel.release}: {name}: {n_ok} ok, {result.seconds:.1f} s", flush=True)
+        return judge(result, tests)
+
+    def suite(self, series: str, tests: tuple[str, ...]) -> list[str]:
+        """Problems of the module as it is."""
+        kernel, module, programs = self._get(series)
+        return self._boot(kernel, tests[0], [module], programs, tests, 300)
+
+    def fault(self, series: str, fault: faults.Fault) -> list[str]:
+        """Problems of the module with a fault: empty means that it was not caught."""
+        kernel, _, programs = self._get(series)
+        name = re.sub(r"\W+", "-", fault.name)
+        # A folder for each thread: only the file with the fault is compiled again.
+        folder = self.folder / f"faulty-{series}-{threading.get_ident()}"
+        module = build_module(kernel, folder, fault=fault)
+        return self._boot(kernel, name, [module], programs, fault.tests, 60)
+
+    def breakage(self, series: str, how: str) -> list[str]:
+        """Problems of a machine that is broken on purpose, or not ("not")."""
+        kernel, module, _ = self._get(series)
+        with self._lock:
+            broken = build_module(kernel, self.folder / f"broken-{series}", HERE / "broken")
+        return self._boot(kernel, f"broken-{how}", [module, broken], [], (),
+                          30 if how == "hang" else 60, f"planner.break={how}")
+
+
+def in_parallel(jobs: dict[str, Callable[[], list[str]]], n_workers: int = 2
+                ) -> dict[str, list[str]]:
+    """Results of jobs by name; an exception becomes a problem."""
+    def guarded(job: Callable[[], list[str]]) -> list[str]:
+        try:
+            return job()
+        except (RunnerError, OSError, ValueError) as error:
+            return [f"runner: {error}"]
+
+    with concurrent.futures.ThreadPoolExecutor(n_workers) as pool:
+        futures = {name: pool.submit(guarded, job) for name, job in jobs.items()}
+        return {name: future.result() for name, future in futures.items()}
+
+
+def suite_jobs(bench: Bench, series: Iterable[str], tests: Iterable[str]
+               ) -> dict[str, Callable[[], list[str]]]:
+    """A job for each machine of each kernel."""
+    tests = tuple(tests)
+    return {f"{name}: {group[0]}": functools.partial(bench.suite, name, group)
+            for group in reversed(list(machines(tests))) for name in series}
+
+
+def fault_jobs(bench: Bench, series: str) -> dict[str, Callable[[], list[str]]]:
+    """A job for each fault, whose problem is that it was not caught; and so for each breakage."""
+    def caught(fault: faults.Fault) -> list[str]:
+        problems = bench.fault(series, fault)
+        if any(problem.startswith("runner:") for problem in problems):
+            return problems
+        return [] if fault.is_caught(problems) else [f"not caught: {problems[:3]}"]
+
+    def noticed(how: str, pattern: str) -> list[str]:
+        problems = bench.breakage(series, how)
+        is_noticed = any(re.search(pattern, problem) for problem in problems)
+        return [] if is_noticed else [f"not noticed: {problems[:3]}"]
+
+    jobs: dict[str, Callable[[], list[str]]] = {}
+    for fault in faults.FAULTS:
+        jobs[f"fault: {fault.name}"] = functools.partial(caught, fault)
+    jobs["not broken"] = functools.partial(bench.breakage, series, "not")
+    for how, pattern in faults.BREAKAGES.items():
+        jobs[f"broken: {how}"] = functools.partial(noticed, how, pattern)
+    return jobs
 
 
 @contextlib.contextmanager
@@ -455,28 +547,39 @@ def main() -> int:
     parser.add_argument("series", nargs="+", choices=sorted(SERIES))
     parser.add_argument("--tests", default=",".join(FUNCTIONAL + STRESS),
                         help="programs, comma-separated (default: all)")
+    parser.add_argument("--faults", action="store_true",
+                        help="seeded faults instead: each must be caught")
     parser.add_argument("--build-only", action="store_true")
-    parser.add_argument("--sparse", action="store_true")
+    parser.add_argument("--sparse", action="store_true", help="build and check")
+    parser.add_argument("--jobs", type=int, default=2, help="machines at a time (default: 2)")
     parser.add_argument("--logs", type=Path, help="folder for what the machines print")
     parser.add_argument("-v", "--verbose", action="store_true")
     options = parser.parse_args()
-    problems: list[str] = []
-    try:
-        for series in options.series:
-            kernel = get_kernel(series)
-            with build_folder(series) as folder:
-                if options.build_only or options.sparse:
-                    build_module(kernel, folder / "module", sparse=options.sparse)
+    results: dict[str, list[str]] = {}
+    with build_folder("run") as folder:
+        if options.build_only or options.sparse:
+            for series in options.series:
+                try:
+                    kernel = get_kernel(series)
+                    build_module(kernel, folder / series, sparse=options.sparse)
                     print(f"{kernel.release}: built")
-                else:
-                    found = run_tests(kernel, options.tests.split(","), folder,
-                                      keep_logs=options.logs, verbose=options.verbose)
-                    problems += [f"{kernel.release}: {problem}" for problem in found]
-    except RunnerError as error:
-        problems.append(str(error))
-    for problem in problems:
-        print(f"FAIL {problem}")
-    return 1 if problems else 0
+                except RunnerError as error:
+                    results[series] = [str(error)]
+        else:
+            bench = Bench(folder, logs=options.logs, verbose=options.verbose)
+            jobs: dict[str, Callable[[], list[str]]] = {}
+            if options.faults:
+                for series in options.series:
+                    jobs |= {f"{series}: {name}": job
+                             for name, job in fault_jobs(bench, series).items()}
+            else:
+                jobs = suite_jobs(bench, options.series, options.tests.split(","))
+            results = in_parallel(jobs, options.jobs)
+    for name, problems in results.items():
+        for problem in problems:
+            print(f"FAIL {name}: {problem}")
+    print(f"{sum(map(bool, results.values()))} of {len(results)} failed" if results else "done")
+    return 1 if any(results.values()) else 0
 
 
 if __name__ == "__main__":

@@ -162,6 +162,10 @@ int main(void)
 	for (number = 0; number < N_TARGETS; number++)
 		target_start(&targets[number], work);
 	for (i = 0; i < N_TARGETS; i++)
+		diag("target %d: %lld KiB resident, %lld KiB in huge pages", i,
+		     number_of(targets[i].pid, "smaps_rollup", "Rss:"),
+		     number_of(targets[i].pid, "smaps_rollup", "AnonHugePages:"));
+	for (i = 0; i < N_TARGETS; i++)
 		target_release(&targets[i]);
 	end = seconds() + SECONDS;
 	fflush(stdout);
