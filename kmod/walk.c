@@ -33,6 +33,8 @@
 #define PLANNER_LOOKS	64
 /* Looks at a page table that another CPU keeps changing. */
 #define PLANNER_TRIES	16
+/* What kind of memory a page is. */
+#define PLANNER_KINDS	(PAGEHASH_PAGE_ANON | PAGEHASH_PAGE_FILE | PAGEHASH_PAGE_SHMEM)
 
 static const struct {
 	unsigned long vm;
@@ -269,29 +271,25 @@ static void planner_add_zero_page(struct planner_dump *dump, u64 address, struct
 /* Adds a page that is not mapped now; @entry is what stands in its place. */
 static void planner_add_absent(struct planner_dump *dump, u64 address, swp_entry_t entry)
 {
-	u32 flags = PAGEHASH_PAGE_ANON;
+	u32 flags;
 
 	if (!non_swap_entry(entry)) {
 		/* Only anonymous memory leaves a swap entry in a page table. */
-		flags |= PAGEHASH_PAGE_SWAPPED;
+		flags = PAGEHASH_PAGE_ANON | PAGEHASH_PAGE_SWAPPED;
 	} else if (is_migration_entry(entry)) {
-		struct page *page = pfn_to_page(swp_offset_pfn(entry));
-
-		/* Under the page-table lock the entry holds the page in place. */
-		flags = planner_page_flags(page) & (PAGEHASH_PAGE_ANON | PAGEHASH_PAGE_FILE |
-						    PAGEHASH_PAGE_SHMEM);
-		if (dump->flags & PAGEHASH_START_ANON && !(flags & PAGEHASH_PAGE_ANON)) {
-			planner_skip(dump, PAGEHASH_SKIP_FILE, 1);
-			return;
-		}
+		/* Under the page-table lock the entry holds its page in place. */
+		flags = planner_page_flags(pfn_to_page(swp_offset_pfn(entry))) & PLANNER_KINDS;
 		flags |= PAGEHASH_PAGE_MIGRATION;
 	} else if (is_hwpoison_entry(entry)) {
 		flags = PAGEHASH_PAGE_UNREADABLE;
-	} else if (is_device_private_entry(entry) || is_device_exclusive_entry(entry)) {
-		planner_skip(dump, PAGEHASH_SKIP_DEVICE, 1);
-		return;
 	} else {
-		planner_skip(dump, PAGEHASH_SKIP_MARKER, 1);
+		planner_skip(dump, is_device_private_entry(entry) || is_device_exclusive_entry(entry) ?
+			     PAGEHASH_SKIP_DEVICE : PAGEHASH_SKIP_MARKER, 1);
+		return;
+	}
+	if (dump->flags & PAGEHASH_START_ANON &&
+	    flags & (PAGEHASH_PAGE_FILE | PAGEHASH_PAGE_SHMEM)) {
+		planner_skip(dump, PAGEHASH_SKIP_FILE, 1);
 		return;
 	}
 	planner_add(dump, address, NULL, flags, false);

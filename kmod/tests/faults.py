@@ -47,7 +47,7 @@ FAULTS = (
           "u64 id = page_to_pfn(page);",
           ("t_content",), r"not ok .*no frame id is a frame number"),
     Fault("swapped pages are left out", "walk.c",
-          "flags |= PAGEHASH_PAGE_SWAPPED;", "return;",
+          "flags = PAGEHASH_PAGE_ANON | PAGEHASH_PAGE_SWAPPED;", "return;",
           ("t_content",), r"not ok .*swapped pages are records"),
     Fault("memfd_secret is read", "walk.c",
           "->i_sb->s_magic == SECRETMEM_MAGIC", "->i_sb->s_magic == ~0UL",

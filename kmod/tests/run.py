@@ -485,7 +485,7 @@ class Bench:
         with self._lock:
             broken = build_module(kernel, self.folder / f"broken-{series}", HERE / "broken")
         return self._boot(kernel, f"broken-{how}", [module, broken], [], (),
-                          30 if how == "hang" else 60, f"planner.break={how}")
+                          15 if how == "hang" else 60, f"planner.break={how}")
 
 
 def in_parallel(jobs: dict[str, Callable[[], list[str]]], n_workers: int = 2
