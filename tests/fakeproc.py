@@ -31,13 +31,14 @@ class FakeVma:
     name: str = ""
     inode: int = 0
     content: dict[int, bytes] = field(default_factory=dict)
+    ksm_kb: int | None = None
 
 
 class FakeProc:
     """Writes the folders; frames are numbered by the test and have flags and mapping counts."""
 
     def __init__(self, folder: Path) -> None:
-        self.root = ProcRoot(folder / "proc", folder / "sys")
+        self.root = ProcRoot(folder / "proc", folder / "sys", folder / "ksm_planner")
         self.root.proc.mkdir()
         (self.root.sys / "kernel/mm/ksm").mkdir(parents=True)
         (self.root.sys / "fs/cgroup").mkdir(parents=True)
@@ -75,6 +76,7 @@ class FakeProc:
                 start, end = vma.start_vpn << 12, vma.start_vpn + len(vma.entries) << 12
                 smaps.append(f"{start:08x}-{end:08x} rw-p 00000000 fe:00 {vma.inode}"
                              f"                  {vma.name}".rstrip() + "\n" + SMAPS_FIELDS
+                             + ("" if vma.ksm_kb is None else f"KSM: {vma.ksm_kb} kB\n")
                              + f"VmFlags: {vma.vm_flags} \n")
                 os.pwrite(pagemap.fileno(), np.array(vma.entries, "<u8").tobytes(),
                           vma.start_vpn * 8)

@@ -16,6 +16,7 @@ from planner.capture.procfs import (
     ProcRoot,
     TargetExitedError,
     ksm_counters,
+    marks_ksm_exactly,
     parse_smaps,
     read_vmas,
     start_ticks,
@@ -75,6 +76,13 @@ def test_smaps_that_ends_within_a_mapping_is_refused() -> None:
     for lines in range(1, 5):
         with pytest.raises(ValueError, match="56238e7d7000 has no VmFlags"):
             parse_smaps("\n".join(SMAPS.splitlines()[:lines - 1 or 1]))
+
+
+def test_smaps_tells_how_much_is_merged_where_the_kernel_does() -> None:
+    first, second, *_ = SMAPS.splitlines()[:2]
+    known = f"{first}\n{second}\nKSM:                  12 kB\nVmFlags: rd wr\n"
+    unknown = f"7f4000000000-7f4000001000 rw-p 00000000 00:00 0\n{second}\nVmFlags: rd wr\n"
+    assert [vma.ksm_bytes for vma in parse_smaps(known + unknown)] == [12288, None]
 
 
 def test_smaps_of_this_process_covers_its_own_memory() -> None:
@@ -154,6 +162,47 @@ def test_near_frames_share_one_read_and_far_ones_do_not(
         monkeypatch.setattr(os, "pread", pread)
         frames.flags(np.array([900, 100, 103, 101, 100, 1000], np.uint64))
     assert reads == [(100, 4), (900, 1), (1000, 1)]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_kernel_that_calls_every_anonymous_page_merged_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: bool
+) -> None:
+    fake = FakeProc(tmp_path)
+    fake.add(os.getpid(), [])
+    entry = fake.frame(77, "anon", "anon_exclusive", *(["ksm"] if marked else []))
+    monkeypatch.setattr(Pagemap, "read", lambda self, start, end: np.array([entry], np.uint64))
+    with FrameTable(fake.root) as frames:
+        assert marks_ksm_exactly(fake.root, frames) == (not marked)
+
+
+def test_the_page_looked_at_is_there_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeProc(tmp_path)
+    fake.add(os.getpid(), [])
+    entry = fake.frame(77, "anon")
+    asked: list[int] = []
+    real = FrameTable.flags
+
+    def pages_at(vpn: int) -> bool:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        spans = [line.split()[0].split("-") for line in maps]
+        return any(int(a, 16) <= vpn << 12 < int(b, 16) for a, b in spans)
+
+    def read(self: Pagemap, start: int, end: int) -> np.ndarray:
+        asked.append(start)
+        return np.array([entry], np.uint64)
+
+    def flags(self: FrameTable, pfns: np.ndarray) -> np.ndarray:
+        assert pages_at(asked[-1])
+        return real(self, pfns)
+
+    monkeypatch.setattr(Pagemap, "read", read)
+    monkeypatch.setattr(FrameTable, "flags", flags)
+    with FrameTable(fake.root) as frames:
+        assert marks_ksm_exactly(fake.root, frames)
+    assert len(asked) == 1
 
 
 def test_a_kernel_without_frame_files_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "planner"
 
 #: Each module or package may import only what its line names (and itself).
 LAYERS: dict[str, set[str]] = {
-    "cli": {"runner", "report", "capture", "importers", "scenario", "trace", "traceinfo",
+    "cli": {"runner", "report", "capture", "doctor", "importers", "scenario", "trace", "traceinfo",
             "backtest", "counters", "inventory",
             "sitekey", "results", "metrics", "errors", "units"},
     "runner": {"engine", "fleet", "ksm", "policies", "metrics", "results", "scenario", "trace",
@@ -25,6 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "metrics": {"tables", "units", "errors"},
     "policies": {"fleet", "scenario", "units", "errors"},
     "fleet": {"scenario", "trace", "errors", "units"},
+    "doctor": {"capture", "errors", "units"},
     "capture": {"kernels", "sitekey", "trace", "tables", "units", "errors", "counters",
             "inventory"},
     "importers": {"kernels", "sitekey", "trace", "tables", "units", "errors", "inventory",
@@ -99,6 +100,7 @@ def test_imports_point_one_way() -> None:
     ("kernels/dedup.py", "from planner.report import html"),
     ("fleet.py", "import simpy"),
     ("engine.py", "from planner.capture.session import capture"),
+    ("capture/session.py", "from planner.doctor import examine"),
     ("metrics.py", "def f():\n    from numba import njit"),
     ("scenario/spec.py", "import pydantic"),
     ("trace/reader.py", "import planner.kernels.dedup"),

@@ -158,7 +158,8 @@ class PageCapture:
     """Captures the pages of address spaces, one after another, with the same settings.
 
     `keys` are the key words of planner.kernels.pagehash, `pace` is called with the number of pages
-    done after each chunk and may sleep. `skipped` counts pages by reason.
+    done after each chunk and may sleep. `is_ksm_exact` is `marks_ksm_exactly` of this kernel.
+    `skipped` counts pages by reason.
     """
 
     frames: FrameTable
@@ -167,6 +168,7 @@ class PageCapture:
     keys: U64
     include: str
     pace: Callable[[int], None]
+    is_ksm_exact: bool = True
     skipped: Counter[str] = field(default_factory=Counter)
     _buffer: npt.NDArray[np.uint8] = field(
         default_factory=lambda: np.zeros((_BATCH_PAGES, PAGE_BYTES), np.uint8))
@@ -180,42 +182,49 @@ class PageCapture:
         for vma in vmas:
             if not content_pages(vma, self.include):
                 continue
-            # process_vm_readv, unlike /proc/PID/mem, obeys the mapping's protection.
-            may_pin = bool(vma.flags & RegionFlag.READ)
             at = vma.start_vpn
             while at < vma.end_vpn:
                 end = min(at + _CHUNK_PAGES, vma.end_vpn)
-                part = self._chunk(pagemap, reader, at, end, may_pin)
+                part = self._chunk(pagemap, reader, vma, at, end)
                 at = end
                 if part is not None:
                     parts.append(part)
                     self.pace(len(part))
                 else:
-                    at = self._next_listed(pagemap, at, vma.end_vpn)
+                    at = self._next_listed(pagemap, vma, at)
                     self.pace(0)
 
-    def _next_listed(self, pagemap: Pagemap, start: int, end: int) -> int:
-        """The first page to list in `[start, end)`: steps over the holes of sparse mappings."""
-        for at in range(start, end, _STRIDE_PAGES):
-            index = self._listed(pagemap.read(at, min(at + _STRIDE_PAGES, end)))
+    def _next_listed(self, pagemap: Pagemap, vma: Vma, start: int) -> int:
+        """The first page to list from `start` on: steps over the holes of sparse mappings."""
+        for at in range(start, vma.end_vpn, _STRIDE_PAGES):
+            index = self._listed(vma, pagemap.read(at, min(at + _STRIDE_PAGES, vma.end_vpn)))
             if len(index):
                 return at + int(index[0])
-        return end
+        return vma.end_vpn
 
-    def _listed(self, entries: U64) -> npt.NDArray[np.intp]:
-        """Indices of the entries that stand for a page to list."""
+    def _listed(self, vma: Vma, entries: U64) -> npt.NDArray[np.intp]:
+        """Indices of the entries that stand for a page to list (with others, see `_is_asked`)."""
         present = (entries & PM_PRESENT) != 0
         is_swap = (entries & PM_SWAP) != 0
         if is_swap.any():
             is_swap &= (entries & PM_SWAP_TYPE) != SWAP_TYPE_MARKER
-        if self.include == "all":
+        # Pagemap takes the huge zero page for a file's. There, only anonymous memory has it.
+        if self.include == "all" or not vma.flags & (RegionFlag.FILE | RegionFlag.MAYSHARE):
             return np.flatnonzero(present | is_swap)
         return np.flatnonzero((present | is_swap) & ((entries & PM_FILE) == 0))
 
-    def _chunk(self, pagemap: Pagemap, reader: PageReader, start: int, end: int,
-               may_pin: bool) -> PageColumns | None:
+    def _is_asked(self, pages: PageColumns) -> npt.NDArray[np.bool_]:
+        """Whether pages are of a kind that was asked for, by their flags."""
+        if self.include == "all":
+            return np.ones(len(pages), np.bool_)
+        is_asked: npt.NDArray[np.bool_] = (
+            pages.flags & np.uint32(PageFlag.FILE | PageFlag.SHMEM)) == 0
+        return is_asked
+
+    def _chunk(self, pagemap: Pagemap, reader: PageReader, vma: Vma, start: int, end: int
+               ) -> PageColumns | None:
         entries = pagemap.read(start, end)
-        index = self._listed(entries)
+        index = self._listed(vma, entries)
         if not len(index):
             return None
         vpn = start + index
@@ -225,8 +234,10 @@ class PageCapture:
                             np.full(n_pages, -1, np.int32), np.full(n_pages, -1, np.int8))
         is_shared = np.zeros(n_pages, np.bool_)
         todo = np.arange(n_pages)
+        # process_vm_readv, unlike /proc/PID/mem, obeys the mapping's protection.
+        may_pin = bool(vma.flags & RegionFlag.READ)
         for attempt in range(_ATTEMPTS):
-            self._fill(reader, pages, entries, todo, is_shared, may_pin and attempt == 0)
+            self._fill(reader, vma, pages, entries, todo, is_shared, may_pin and attempt == 0)
             after = pagemap.read(start, end)[index]
             has_moved = ((after ^ entries)[todo] & _PLACE) != 0
             is_bad = (pages.flags[todo] & PageFlag.UNREADABLE) != 0
@@ -247,10 +258,12 @@ class PageCapture:
             pages.frame_id[is_shared] = self.frame_ids.of(entries[is_shared] & PM_FRAME,
                                                           pages.hash[is_shared])
         # Unmapped while the chunk was read: no page any more.
-        still_there = self._listed(entries)
-        return pages if len(still_there) == n_pages else pages.take(still_there)
+        still_there = np.zeros(n_pages, np.bool_)
+        still_there[self._listed(vma, entries)] = True
+        still_there &= self._is_asked(pages)
+        return pages if still_there.all() else pages.take(still_there)
 
-    def _fill(self, reader: PageReader, pages: PageColumns, entries: U64,
+    def _fill(self, reader: PageReader, vma: Vma, pages: PageColumns, entries: U64,
               todo: npt.NDArray[np.intp], is_shared: npt.NDArray[np.bool_], may_pin: bool
               ) -> None:
         """Flags, frames and hashes of the pages `todo`, as their entries say."""
@@ -265,17 +278,19 @@ class PageCapture:
         present = entries[here]
         pfns = present & PM_FRAME
         kpf = self.frames.flags(pfns)
+        if not self.is_ksm_exact:
+            kpf = _without_false_ksm(kpf, vma)
         found = np.zeros(len(here), np.uint32)
         for bit, flag in _KPF_TO_FLAG:
             found |= np.where(kpf & bit, np.uint32(flag), np.uint32(0))
-        is_file = (present & PM_FILE) != 0
+        is_zero_page = (kpf & KPF_ZERO_PAGE) != 0
+        is_file = ((present & PM_FILE) != 0) & ~is_zero_page
         if is_file.any():
             is_shmem = is_file & ((kpf & KPF_SWAPBACKED) != 0)
             found[is_file] |= np.uint32(PageFlag.FILE)
             found[is_shmem] ^= np.uint32(PageFlag.FILE | PageFlag.SHMEM)
         # Bit 56 says "mapped once" (kpagecount 1) exactly for small pages, which need no counting
         # then. All pages of a huge mapping have the bit of its first page.
-        is_zero_page = (kpf & KPF_ZERO_PAGE) != 0
         is_once = (present & PM_EXCLUSIVE) != 0
         is_many = ~is_once & ~is_zero_page
         counted = np.flatnonzero(kpf & KPF_COMPOUND)
@@ -307,6 +322,19 @@ class PageCapture:
             pages.hash[batch], is_zero = hash_pages(self._buffer[:len(batch)], self.keys)
             pages.flags[batch[is_zero & is_read]] |= np.uint32(PageFlag.ZERO)
             pages.flags[batch[~is_read]] |= np.uint32(PageFlag.UNREADABLE)
+
+
+def _without_false_ksm(kpf: U64, vma: Vma) -> U64:
+    """KPF bits u64[n] without KPF_KSM where a page of this mapping cannot be merged.
+
+    For kernels that set it on every anonymous page. Merged pages are small and never marked
+    exclusive, and smaps says how much of a mapping they are. What fork shares in a mapping that has
+    merged pages, too, keeps the bit: nothing in /proc tells it apart.
+    """
+    is_false = (kpf & (KPF_ANON_EXCLUSIVE | KPF_COMPOUND)) != 0
+    if vma.ksm_bytes == 0:
+        is_false[:] = True
+    return np.where(is_false, kpf & ~KPF_KSM, kpf)
 
 
 def _flags_of_absent(entries: U64) -> U32:

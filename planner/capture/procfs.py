@@ -7,6 +7,7 @@ kernel. Everything here only looks: no page is read, faulted in or pinned.
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import re
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = [
     "ProcRoot",
     "TargetExitedError",
     "Vma",
+    "marks_ksm_exactly",
     "parse_smaps",
     "read_vmas",
     "start_ticks",
@@ -85,10 +87,11 @@ class TargetExitedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProcRoot:
-    """Where procfs and sysfs are; tests point it at folders of crafted files."""
+    """Where procfs, sysfs and the module's device are; tests point it at crafted files."""
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
+    device: Path = Path("/dev/ksm_planner")
 
     def of(self, pid: int, name: str) -> Path:
         """The path of a file of a process."""
@@ -100,12 +103,14 @@ class Vma:
     """One mapping: pages `[start_vpn, end_vpn)`, RegionFlag bits, and its name.
 
     `name` is the file's name without its folder, a kernel name such as `[heap]`, or empty.
+    `ksm_bytes` is how much of it KSM has merged, None where the source does not tell.
     """
 
     start_vpn: int
     end_vpn: int
     flags: int
     name: str
+    ksm_bytes: int | None = None
 
     @property
     def n_pages(self) -> int:
@@ -120,14 +125,17 @@ def parse_smaps(text: str) -> list[Vma]:
     """
     vmas: list[Vma] = []
     header: re.Match[str] | None = None
+    ksm_bytes: int | None = None
     for line in text.splitlines():
         if line.startswith("VmFlags:"):
             if header is None:
                 raise ValueError("VmFlags without a mapping")
-            vma = _vma(header, line[len("VmFlags:"):].split())
+            vma = _vma(header, line[len("VmFlags:"):].split(), ksm_bytes)
             if vma is not None:
                 vmas.append(vma)
-            header = None
+            header = ksm_bytes = None
+        elif line.startswith("KSM:"):
+            ksm_bytes = int(line.split()[1]) * 1024
         elif line[:1] in "0123456789abcdef" and (match := _HEADER.fullmatch(line)):
             if header is not None:
                 raise ValueError(f"mapping {header[1]} has no VmFlags")
@@ -137,7 +145,7 @@ def parse_smaps(text: str) -> list[Vma]:
     return vmas
 
 
-def _vma(header: re.Match[str], vm_flags: list[str]) -> Vma | None:
+def _vma(header: re.Match[str], vm_flags: list[str], ksm_bytes: int | None) -> Vma | None:
     start, end, _, inode, path = header.groups()
     if path == "[vsyscall]":
         return None
@@ -151,7 +159,8 @@ def _vma(header: re.Match[str], vm_flags: list[str]) -> Vma | None:
         flags |= RegionFlag.HEAP
     elif path.startswith("[stack"):
         flags |= RegionFlag.STACK
-    return Vma(int(start, 16) >> _PAGE_SHIFT, int(end, 16) >> _PAGE_SHIFT, int(flags), path)
+    return Vma(int(start, 16) >> _PAGE_SHIFT, int(end, 16) >> _PAGE_SHIFT, int(flags), path,
+               ksm_bytes)
 
 
 def read_vmas(root: ProcRoot, pid: int) -> list[Vma]:
@@ -299,6 +308,25 @@ class FrameTable:
         values = np.empty(len(pfns), np.uint64)
         values[order] = words[frames + shift]
         return values
+
+
+def marks_ksm_exactly(root: ProcRoot, frames: FrameTable) -> bool:
+    """Whether kpageflags tells merged pages from other anonymous ones.
+
+    Some kernels (Debian's 6.12 is one) set KPF_KSM on every anonymous page: `stable_page_flags`
+    of fs/proc/page.c asks for either of the two mapping bits of a KSM page there. Found out with
+    a page of this process that cannot have been merged.
+    """
+    with mmap.mmap(-1, 1 << _PAGE_SHIFT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[:16] = os.urandom(16)
+        vpn = np.frombuffer(memory, np.uint8).ctypes.data >> _PAGE_SHIFT
+        try:
+            with Pagemap(root, os.getpid()) as pagemap:
+                pfns = pagemap.read(vpn, vpn + 1) & PM_FRAME
+        except TargetExitedError:
+            return True
+        # While the page is still there.
+        return not int(frames.flags(pfns)[0] & KPF_KSM)
 
 
 class NumaMap:

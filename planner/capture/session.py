@@ -1,7 +1,8 @@
-"""The capture through /proc: snapshots of the targets, on schedule, into one trace.
+"""A capture: snapshots of the targets, on schedule, from one source into one trace.
 
 It never writes to a target, stops it, or brings in a page that is not in memory. What a target
-can notice: the accessed bits of its pages are set, and its mmap lock is taken for reading.
+can notice: its mmap lock is taken for reading, and, with the source /proc, the accessed bits of
+its pages are set.
 """
 
 from __future__ import annotations
@@ -16,34 +17,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from planner.capture.pages import FrameIds, PageCapture, joined
 from planner.capture.procfs import (
-    FrameTable,
     NumaMap,
-    Pagemap,
     ProcRoot,
     TargetExitedError,
     Vma,
     ksm_counters,
     read_int,
-    read_vmas,
-    start_ticks,
 )
-from planner.capture.reader import PageReader
+from planner.capture.sources import SOURCES, Source, open_source
 from planner.capture.targets import Process, Target, guest_ram, processes_of, resolve_targets
 from planner.errors import InterruptedRunError, MachineError, UsageError
-from planner.kernels.pagehash import (
-    ALGORITHM,
-    HASH_BITS,
-    PAGE_BYTES,
-    hash_pages,
-    key_words,
-    zero_hash,
-)
+from planner.kernels.pagehash import ALGORITHM, HASH_BITS, PAGE_BYTES, key_words, zero_hash
 from planner.sitekey import SiteKey
-from planner.trace import HashInfo, PageColumns, RegionFlag, RegionInput, TraceWriter
+from planner.trace import HashInfo, RegionFlag, RegionInput, TraceWriter
 
 __all__ = ["CaptureRequest", "capture"]
 
@@ -58,7 +45,8 @@ class CaptureRequest:
     `cpu_limit` is the share of one CPU to use while a snapshot is taken (None: no limit).
     `include` is "advised" (pages KSM merges now), "anon" (pages KSM could merge, advised or not)
     or "all" (file and shared pages,
-    too). `labels_csv` has columns pid, cgroup or name, and labels.
+    too). `labels_csv` has columns pid, cgroup or name, and labels. `source` is "kmod" (the device
+    of the module ksm_planner), "proc", or "auto" (the module where its device is there).
     """
 
     key: SiteKey
@@ -71,6 +59,7 @@ class CaptureRequest:
     every_ns: int = 0
     cpu_limit: float | None = None
     include: str = "anon"
+    source: str = "auto"
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -84,9 +73,11 @@ class CaptureRequest:
         if self.cpu_limit is not None and not 0 < self.cpu_limit <= 1:
             raise UsageError(f"{self.cpu_limit * 100:g} % of one CPU", where="--cpu-limit",
                              instead="write a share such as 10%")
-        if self.include not in INCLUDES:
-            raise UsageError(f"{self.include!r} is none of {', '.join(INCLUDES)}",
-                             where="--include", instead="choose one of them")
+        for option, value, known in (("--include", self.include, INCLUDES),
+                                     ("--source", self.source, SOURCES)):
+            if value not in known:
+                raise UsageError(f"{value!r} is none of {', '.join(known)}", where=option,
+                                 instead="choose one of them")
 
 
 @dataclass(slots=True)
@@ -117,7 +108,7 @@ class _Session:
     root: ProcRoot
     targets: list[Target]
     writer: TraceWriter
-    pages: PageCapture
+    source: Source
     pace: _Pace
     report: Callable[[str, float], None]
     guest_ids: dict[int, int] = field(default_factory=dict)
@@ -136,7 +127,7 @@ class _Session:
         present = [(i, process) for i, process in present if process not in self.lost]
         if not present:
             return False
-        skipped = self.pages.skipped = Counter()
+        skipped = self.source.skipped = Counter()
         if late_ns:
             skipped["late_ns"] = late_ns
         gone = set(self.mm_ids) - {process for _, process in present} - self.lost
@@ -145,7 +136,7 @@ class _Session:
         self.pages_done = 0
         self.pages_total = sum(_resident_pages(self.root, process.pid, self.request.include)
                                for _, process in present)
-        self.pages.frame_ids.begin_snapshot()
+        self.source.begin_snapshot()
         self.pace.begin()
         counters = ksm_counters(self.root)
         self.writer.begin_snapshot(time.time_ns())
@@ -177,28 +168,24 @@ class _Session:
     def _take_mm(self, index: int, process: Process, skipped: Counter[str]) -> tuple[bool, bool]:
         """Capture one process: (all of it was captured, something was written)."""
         target = self.targets[index]
-        parts: list[PageColumns] = []
-        is_whole = True
         try:
-            vmas = read_vmas(self.root, process.pid)
-            with Pagemap(self.root, process.pid) as pagemap, \
-                    PageReader(self.root, process.pid,
-                               may_pin=self.root.proc == Path("/proc")) as reader:
-                # Opened files stay with the address space they were opened on, so a pid that was
-                # given away before now would show here.
-                if start_ticks(self.root, process.pid) != process.start_ticks:
-                    raise TargetExitedError
-                self.pages.capture(pagemap, reader, vmas, parts)
+            found = self.source.capture(process)
         except TargetExitedError:
-            is_whole = False
-            skipped["exited_processes"] += 1
-            self.lost.add(process)
-            if not parts:
-                return False, False
-        pages = joined(parts)
-        self.writer.write_mm(self._mm_id(index, process), pages, _regions(target, vmas))
+            self._note_loss(process, skipped)
+            return False, False
+        if found is None:
+            skipped["shared_mms"] += 1
+            return True, False
+        if not found.is_whole:
+            self._note_loss(process, skipped)
+        self.writer.write_mm(self._mm_id(index, process), found.pages,
+                             _regions(target, found.vmas))
         self.pace.wait()
-        return is_whole, True
+        return found.is_whole, True
+
+    def _note_loss(self, process: Process, skipped: Counter[str]) -> None:
+        skipped["exited_processes"] += 1
+        self.lost.add(process)
 
     def _mm_id(self, index: int, process: Process) -> int:
         if process not in self.mm_ids:
@@ -231,21 +218,22 @@ def capture(request: CaptureRequest, progress: Callable[[str, float], None] | No
     `progress` is called with what is being done and the share done (0 to 1), often.
     A trace that lacks snapshots because every target ended has status "partial". Raises UsageError
     for a request that cannot be, MachineError without permission, without targets, or when the
-    trace cannot be written, and InterruptedRunError after Ctrl-C: snapshots finished by then are
-    kept in a trace of status "partial". Nothing is left behind otherwise.
+    trace cannot be written, DataError when the module's dump is not what it should be, and
+    InterruptedRunError after Ctrl-C: snapshots finished by then are kept in a trace of status
+    "partial". Nothing is left behind otherwise.
     """
     root = root or ProcRoot()
     targets = resolve_targets(root, pids=request.pids, cgroups=request.cgroups, qemu=request.qemu,
                               labels_csv=request.labels_csv)
-    with FrameTable(root) as frames:
-        keys = key_words(request.key.key)
-        # Compile before the first snapshot's clock starts.
-        hash_pages(np.zeros((1, PAGE_BYTES), np.uint8), keys)
+    keys = key_words(request.key.key)
+    with open_source(request.source, root, request.key.key, request.key.key_id, keys,
+                     request.include) as source:
         if not any(processes_of(root, target) for target in targets):
             raise MachineError("none of the targets has a process",
                                instead="check that the cgroup is the one that runs them")
+        hash_info = HashInfo(ALGORITHM, HASH_BITS, request.key.key_id, zero_hash(keys))
         try:
-            return _write(request, root, targets, frames, keys, progress)
+            return _write(request, root, targets, source, hash_info, progress)
         except OSError as error:
             if isinstance(error, PermissionError):
                 raise MachineError(f"no permission: {error}", where=str(error.filename or ""),
@@ -255,18 +243,15 @@ def capture(request: CaptureRequest, progress: Callable[[str, float], None] | No
                                instead="check the space and permissions there") from error
 
 
-def _write(request: CaptureRequest, root: ProcRoot, targets: list[Target], frames: FrameTable,
-           keys: Any, progress: Callable[[str, float], None] | None) -> Path:
-    numa = NumaMap(root)
-    hash_info = HashInfo(ALGORITHM, HASH_BITS, request.key.key_id, zero_hash(keys))
-    provenance = _provenance(request, root, numa)
+def _write(request: CaptureRequest, root: ProcRoot, targets: list[Target], source: Source,
+           hash_info: HashInfo, progress: Callable[[str, float], None] | None) -> Path:
+    provenance = _provenance(request, root, source)
     with TraceWriter(request.out, hash_info=hash_info, provenance=provenance,
                      force=request.force) as writer:
         pace = _Pace(request.cpu_limit)
-        pages = PageCapture(frames, numa, FrameIds(), keys, request.include, lambda n_pages: None)
-        session = _Session(request, root, targets, writer, pages, pace,
+        session = _Session(request, root, targets, writer, source, pace,
                            progress or (lambda what, share: None))
-        pages.pace = session.on_pages
+        source.pace = session.on_pages
         try:
             status = _run(session)
         except KeyboardInterrupt:
@@ -343,7 +328,7 @@ def _resident_pages(root: ProcRoot, pid: int, include: str) -> int:
         return 0
 
 
-def _provenance(request: CaptureRequest, root: ProcRoot, numa: NumaMap) -> Mapping[str, Any]:
+def _provenance(request: CaptureRequest, root: ProcRoot, source: Source) -> Mapping[str, Any]:
     """Where a trace comes from; neither the host's name nor any path."""
     try:
         software = version("ksm-planner")
@@ -360,14 +345,15 @@ def _provenance(request: CaptureRequest, root: ProcRoot, numa: NumaMap) -> Mappi
     chosen = thp[thp.find("[") + 1:thp.find("]")] if "[" in thp else "unknown"
     return {
         "software": f"ksm-planner {software}",
-        "source": "proc",
+        "source": source.name,
+        **source.details(),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "page_bytes": PAGE_BYTES,
         "transparent_hugepage": chosen,
         "ksm": settings,
         "n_cpus": os.cpu_count() or 0,
-        "n_numa_nodes": numa.n_nodes,
+        "n_numa_nodes": NumaMap(root).n_nodes,
         "memory_bytes": _memory_bytes(root),
         "cpu_limit": request.cpu_limit,
         "every_ns": request.every_ns,

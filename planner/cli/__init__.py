@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from planner.cli import agent, capture, counters, imports, inventory, run, scenario, trace
+from planner.cli import (
+    agent,
+    capture,
+    counters,
+    doctor,
+    imports,
+    inventory,
+    run,
+    scenario,
+    trace,
+)
 
 __all__ = ["app", "main"]
 
@@ -29,6 +39,7 @@ app.command("run")(run.run)
 app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
+app.command("doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 app.add_typer(inventory.app, name="import")
 app.add_typer(counters.app, name="validate")

@@ -41,13 +41,16 @@ def capture(
     include: Annotated[str, typer.Option(
         "--include", help="advised: pages that KSM merges now; anon: pages that it could ever "
                           "merge; all: file and shared pages as well.")] = "anon",
+    source: Annotated[str, typer.Option(
+        "--source", help="kmod: the module ksm_planner; proc: /proc; auto: the module where it "
+                         "is loaded.")] = "auto",
     key: Annotated[Path | None, typer.Option(
         "--key", help="Site key file; default: ~/.config/planner/site.key, made on first use.",
         metavar="FILE")] = None,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace a trace that is there.")] = False,
 ) -> int:
-    """Hash the memory of running processes or guests into a trace, through /proc.
+    """Hash the memory of running processes or guests into a trace, by module or /proc.
 
     Needs root. Reads no page that is absent or swapped, and leaves merged pages merged. Page
     contents never leave the host: only keyed 64-bit hashes are written.
@@ -91,8 +94,8 @@ def capture(
     site_key = load_site_key(key)
     request = CaptureRequest(
         pids=tuple(pids or ()), cgroups=tuple(str(path) for path in cgroups or ()), qemu=qemu,
-        labels_csv=labels, out=output or Path("trace"), snapshots=snapshots,
-        every_ns=every_ns, cpu_limit=limit, include=include, key=site_key, force=force)
+        labels_csv=labels, out=output or Path("trace"), snapshots=snapshots, every_ns=every_ns,
+        cpu_limit=limit, include=include, source=source, key=site_key, force=force)
     line = ProgressLine()
     try:
         path = run_capture(request, line.update)
@@ -104,7 +107,8 @@ def capture(
     trace = open_trace(path)
     n_pages = sum(snapshot.n_pages for snapshot in trace.snapshots)
     typer.echo(f"{path}: {len(trace.guests)} guests, {len(trace.snapshots)} snapshot(s), "
-               f"{n_pages} page records, key id {site_key.key_id}, mode 0600")
+               f"{n_pages} page records, source {trace.provenance['source']}, "
+               f"key id {site_key.key_id}, mode 0600")
     for snapshot in trace.snapshots:
         if snapshot.is_partial or snapshot.skipped:
             reasons = ", ".join(f"{count} {name}" for name, count in snapshot.skipped.items())

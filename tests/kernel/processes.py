@@ -20,7 +20,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
                       ctypes.c_long]
-for name in ("madvise", "mprotect"):
+for name in ("madvise", "mprotect", "mlock2"):
     getattr(libc, name).argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 children = []
 
@@ -39,7 +39,8 @@ def step(order):
     if kind == "map":
         n_bytes = order["n_pages"] * 4096
         # Aligned to 2 MiB with room to spare, for huge pages.
-        raw = libc.mmap(None, n_bytes + (4 << 20), 3, 0x22, -1, 0)
+        kind = 0x21 if order.get("shared") else 0x22
+        raw = libc.mmap(None, n_bytes + (4 << 20), 3, kind, -1, 0)
         address = (raw + (2 << 20) - 1) & -(2 << 20)
         assert libc.madvise(address, n_bytes, 14 if order.get("huge") else 15) == 0
         if order.get("mergeable"):
@@ -66,6 +67,9 @@ def step(order):
             fill(order["address"], index, seed)
     elif kind == "protect":
         assert libc.mprotect(order["address"], order["n_pages"] * 4096, 0) == 0
+    elif kind == "lock":
+        # MLOCK_ONFAULT: what is absent stays so.
+        assert libc.mlock2(order["address"], order["n_pages"] * 4096, 1) == 0
     elif kind == "pageout":
         assert libc.madvise(order["address"], order["n_pages"] * 4096, 21) == 0
     elif kind == "serve":
@@ -143,9 +147,9 @@ class Process:
         return child
 
     def map(self, n_pages: int, seeds: dict[int, int | str | None], *, huge: bool = False,
-            mergeable: bool = False) -> Mapping:
+            mergeable: bool = False, shared: bool = False) -> Mapping:
         address = self.do("map", n_pages=n_pages, pages=list(seeds.items()), huge=huge,
-                          mergeable=mergeable)
+                          mergeable=mergeable, shared=shared)
         return Mapping(address, n_pages, seeds)
 
     def fill(self, n_pages: int, *, huge: bool = False) -> Mapping:

@@ -1,0 +1,70 @@
+"""The module and /proc give one trace, in a machine of each supported kernel."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from planner.trace import PageColumns, PageFlag
+from tests.kernel.both_sources import page_differences
+from tests.kernel.machine import load_runner, program, run_machine
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("series", "seed"), [("6.1", 100), ("6.12", 200)])
+def test_module_and_proc_give_one_trace_of_quiet_processes(
+    tmp_path: Path, series: str, seed: int
+) -> None:
+    n_rounds = 2
+    outcome = run_machine(series, program(f"-m tests.kernel.both_sources {seed} {n_rounds}"),
+                          tmp_path)
+    lines = outcome.output.splitlines()
+    print(outcome.output)
+    assert [line for line in lines if line.startswith("not ok")] == []
+    n_ok = sum(line.startswith("ok ") for line in lines)
+    assert n_ok == 2 + 8 * n_rounds
+    runner = load_runner()
+    for wanted in (f"1..{n_ok}", "insmod ok", "exit 0", "rmmod ok", f"taint {runner.TAINT}",
+                   "done"):
+        assert wanted in lines
+    assert [line for line in outcome.console.splitlines()
+            if runner._COMPLAINTS.search(line) and not runner._HARMLESS.search(line)] == []
+    # Not vacuous: hashes, and more than the interpreters' own pages.
+    assert all(int(n) > 500 for n in re.findall(r"(\d+) pages; kmod", outcome.output))
+
+
+def pages() -> PageColumns:
+    f = PageFlag
+    return PageColumns(
+        np.arange(10, 16), np.arange(6, dtype=np.uint64),
+        np.array([f.ANON, f.ANON | f.KSM, f.ANON | f.KSM, f.FILE, f.ANON, f.ANON | f.SWAPPED],
+                 np.uint32),
+        np.array([-1, 4, 4, 7, 9, -1], np.int32), np.zeros(6, np.int8))
+
+
+def test_other_numbers_for_the_same_frames_and_advisory_flags_are_no_difference() -> None:
+    one = pages()
+    other = replace(one, frame_id=np.array([-1, 1, 1, 0, 4, -1], np.int32),
+                    flags=one.flags | np.uint32(PageFlag.YOUNG | PageFlag.DIRTY))
+    assert list(page_differences(one, other, {}, {})) == []
+
+
+def changed(name: str, index: int, value: int) -> PageColumns:
+    column = getattr(pages(), name).copy()
+    column[index] = value
+    return replace(pages(), **{name: column})
+
+
+@pytest.mark.parametrize("other", [
+    changed("hash", 3, 99), changed("flags", 0, PageFlag.ANON | PageFlag.KSM),
+    changed("flags", 5, PageFlag.ANON), changed("frame_id", 0, 3), changed("frame_id", 3, -1),
+    changed("frame_id", 2, 5), changed("frame_id", 3, 4), changed("numa_node", 1, 1),
+    changed("vpn", 5, 17), pages().take(slice(0, 5)), pages().take(slice(1, 6)),
+])
+def test_the_comparison_sees_every_kind_of_difference(other: PageColumns) -> None:
+    assert list(page_differences(pages(), other, {}, {})) != []
+    assert list(page_differences(other, pages(), {}, {})) != []
