@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Timing belongs in benchmarks: a slow machine must not fail a property test.
 settings.register_profile("planner", settings(deadline=None))
