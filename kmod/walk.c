@@ -19,7 +19,6 @@
 #include <linux/fs.h>
 #include <linux/magic.h>
 #include <linux/mm.h>
-#include <linux/mm_inline.h>
 #include <linux/pgtable.h>
 #include <linux/sched/mm.h>
 #include <linux/string.h>
@@ -92,26 +91,11 @@ static u32 planner_vma_flags(struct vm_area_struct *vma)
 	return flags;
 }
 
-/* The name of an anonymous mapping ("[anon:...]"), NULL where the kernel has no such names. */
-static const char *planner_anon_name(struct vm_area_struct *vma, char *buffer, size_t size)
-{
-#ifdef CONFIG_ANON_VMA_NAME
-	struct anon_vma_name *name = anon_vma_name(vma);
-
-	if (name) {
-		snprintf(buffer, size, vma->vm_flags & VM_SHARED ? "[anon_shmem:%s]" : "[anon:%s]",
-			 name->name);
-		return buffer;
-	}
-#endif
-	return NULL;
-}
-
 /* Copies the name of a mapping, as the header defines it; returns its length, 0 for none. */
 static size_t planner_vma_name(struct vm_area_struct *vma, u32 flags, char *buffer, size_t size)
 {
 	struct name_snapshot snapshot;
-	const char *name;
+	const char *name = NULL;
 	ssize_t length;
 
 	if (vma->vm_file) {
@@ -125,11 +109,9 @@ static size_t planner_vma_name(struct vm_area_struct *vma, u32 flags, char *buff
 			name = "[heap]";
 		else if (flags & PAGEHASH_VMA_STACK)
 			name = "[stack]";
-		else
-			name = planner_anon_name(vma, buffer, size);
 		if (!name)
 			return 0;
-		length = name == buffer ? strnlen(buffer, size) : strscpy(buffer, name, size);
+		length = strscpy(buffer, name, size);
 	}
 	return length < 0 ? size - 1 : length;
 }

@@ -329,21 +329,25 @@ def _boot_once(kernel: Kernel, initramfs: Path, tests: Iterable[str], n_cpus: in
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         console, tap = Path(name) / "console.log", Path(name) / "tap.log"
-        machine = subprocess.Popen(
-            ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", cpu, "-m", str(memory_mib),
-             "-smp", str(n_cpus), "-kernel", kernel.image, "-initrd", initramfs,
-             "-append", command_line, "-no-reboot", "-display", "none", "-monitor", "none",
-             "-nic", "none", "-serial", f"file:{console}", "-serial", f"file:{tap}"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        command: list[str | Path] = [
+            "qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", cpu, "-m", str(memory_mib),
+            "-smp", str(n_cpus), "-kernel", kernel.image, "-initrd", initramfs,
+            "-append", command_line, "-no-reboot", "-display", "none", "-monitor", "none",
+            "-nic", "none", "-serial", f"file:{console}", "-serial", f"file:{tap}"]
         is_timed_out = False
         try:
-            _, errors = machine.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            is_timed_out = True
-        finally:
-            # Also on Ctrl-C: no machine outlives this function.
-            machine.kill()
-            machine.wait()
+            machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True,
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        except FileNotFoundError as error:
+            raise RunnerError(f"{command[0]} is not installed") from error
+        with machine:
+            try:
+                _, errors = machine.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                is_timed_out = True
+            finally:
+                # Also on Ctrl-C: no machine outlives this function.
+                machine.kill()
         if not console.exists():
             raise RunnerError(f"qemu: {errors}")
         return Boot(console.read_text(errors="replace"), tap.read_text(errors="replace"),

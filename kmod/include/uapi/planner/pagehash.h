@@ -92,9 +92,10 @@
  * 5. A slot type that is not known is of a newer minor: skip it.
  *
  * A name is the base name of the mapped file as bytes, not escaped and without " (deleted)", or
- * one in brackets, as /proc/PID/maps has it: [heap], [stack], [vdso], [anon:...]. Heap and stack
- * also have their PAGEHASH_VMA_ bits, files PAGEHASH_VMA_FILE. PAGEHASH_VMA_GUEST_RAM is never
- * set here: it is for the reader, who knows which process is a VM.
+ * one in brackets, as /proc/PID/maps has it: [heap], [stack], [vdso], [vvar]. Names that a process
+ * gives its anonymous memory (PR_SET_VMA_ANON_NAME) are left out. Heap and stack also have their
+ * PAGEHASH_VMA_ bits, files PAGEHASH_VMA_FILE. PAGEHASH_VMA_GUEST_RAM is never set here: it is for
+ * the reader, who knows which process is a VM.
  *
  * The hash
  * --------
