@@ -295,6 +295,24 @@ def test_start_sends_the_argument_of_the_header_and_forgets_the_key(
     assert ioctl.buffers == [bytearray(64)]
 
 
+def test_a_signal_does_not_end_a_start(
+    device_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ioctl = FakeIoctl(problem=errno.EINTR)
+    real = FakeIoctl.__call__
+
+    def once(fd: int, request: int, argument: bytearray | int = 0) -> int:
+        if ioctl.given:
+            ioctl.problem = 0
+        return real(ioctl, fd, request, argument)
+
+    monkeypatch.setattr(device_module.fcntl, "ioctl", once)
+    with PagehashDevice(device_file) as device:
+        device.start(7, KEY)
+    assert len(ioctl.given) == 2
+    assert ioctl.given[0] == ioctl.given[1]
+
+
 @pytest.mark.parametrize(("problem", "error", "message"), [
     (errno.ESRCH, TargetExitedError, None),
     (errno.EINVAL, TargetExitedError, None),

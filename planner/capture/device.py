@@ -87,7 +87,7 @@ class PagehashDevice:
         request["key"] = np.frombuffer(key, np.uint8)
         argument = bytearray(request.tobytes())
         try:
-            fcntl.ioctl(self._fd, abi.IOC_START, argument)
+            self._start(argument)
         except ProcessLookupError:
             raise TargetExitedError from None
         except PermissionError as error:
@@ -106,6 +106,15 @@ class PagehashDevice:
         finally:
             argument[:] = bytes(len(argument))
             request["key"] = 0
+
+    def _start(self, argument: bytearray) -> None:
+        while True:
+            try:
+                fcntl.ioctl(self._fd, abi.IOC_START, argument)
+                return
+            except InterruptedError:
+                # Python has run the signal's handler by now; it raises where that is wanted.
+                continue
 
     def read(self, n_bytes: int) -> bytes:
         """Up to `n_bytes` more of the dump; empty at its end."""

@@ -28,9 +28,8 @@ from planner.capture.procfs import (
 from planner.capture.sources import SOURCES, Source, open_source
 from planner.capture.targets import Process, Target, guest_ram, processes_of, resolve_targets
 from planner.errors import InterruptedRunError, MachineError, UsageError
-from planner.kernels.pagehash import ALGORITHM, HASH_BITS, PAGE_BYTES, key_words, zero_hash
 from planner.sitekey import SiteKey
-from planner.trace import HashInfo, RegionFlag, RegionInput, TraceWriter
+from planner.trace import PAGE_BYTES, RegionFlag, RegionInput, TraceWriter
 
 __all__ = ["CaptureRequest", "capture"]
 
@@ -225,15 +224,12 @@ def capture(request: CaptureRequest, progress: Callable[[str, float], None] | No
     root = root or ProcRoot()
     targets = resolve_targets(root, pids=request.pids, cgroups=request.cgroups, qemu=request.qemu,
                               labels_csv=request.labels_csv)
-    keys = key_words(request.key.key)
-    with open_source(request.source, root, request.key.key, request.key.key_id, keys,
-                     request.include) as source:
+    with open_source(request.source, root, request.key, request.include) as source:
         if not any(processes_of(root, target) for target in targets):
             raise MachineError("none of the targets has a process",
                                instead="check that the cgroup is the one that runs them")
-        hash_info = HashInfo(ALGORITHM, HASH_BITS, request.key.key_id, zero_hash(keys))
         try:
-            return _write(request, root, targets, source, hash_info, progress)
+            return _write(request, root, targets, source, progress)
         except OSError as error:
             if isinstance(error, PermissionError):
                 raise MachineError(f"no permission: {error}", where=str(error.filename or ""),
@@ -244,9 +240,9 @@ def capture(request: CaptureRequest, progress: Callable[[str, float], None] | No
 
 
 def _write(request: CaptureRequest, root: ProcRoot, targets: list[Target], source: Source,
-           hash_info: HashInfo, progress: Callable[[str, float], None] | None) -> Path:
+           progress: Callable[[str, float], None] | None) -> Path:
     provenance = _provenance(request, root, source)
-    with TraceWriter(request.out, hash_info=hash_info, provenance=provenance,
+    with TraceWriter(request.out, hash_info=source.hash_info, provenance=provenance,
                      force=request.force) as writer:
         pace = _Pace(request.cpu_limit)
         session = _Session(request, root, targets, writer, source, pace,

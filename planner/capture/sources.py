@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from planner.capture import abi
 from planner.capture.dump import Dump, DumpDecoder
@@ -33,8 +32,16 @@ from planner.capture.procfs import (
 from planner.capture.reader import PageReader
 from planner.capture.targets import Process
 from planner.errors import DataError
-from planner.kernels.pagehash import PAGE_BYTES, hash_pages, zero_hash
-from planner.trace.schema import PageColumns
+from planner.kernels.pagehash import (
+    ALGORITHM,
+    HASH_BITS,
+    PAGE_BYTES,
+    hash_pages,
+    key_words,
+    zero_hash,
+)
+from planner.sitekey import SiteKey
+from planner.trace.schema import HashInfo, PageColumns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,11 +77,13 @@ class MmPages:
 class Source(Protocol):
     """What a session needs of a source.
 
-    `name` and `details` go into the trace's provenance. `pace` is called with the number of pages
-    done after each piece of work and may sleep. `skipped` counts pages left out by reason.
+    `name` and `details` go into the trace's provenance, `hash_info` says how pages are hashed.
+    `pace` is called with the number of pages done after each piece of work and may sleep.
+    `skipped` counts pages left out by reason.
     """
 
     name: str
+    hash_info: HashInfo
     pace: Callable[[int], None]
     skipped: Counter[str]
 
@@ -97,9 +106,10 @@ class ProcSource:
 
     name = "proc"
 
-    def __init__(self, root: ProcRoot, frames: FrameTable, keys: npt.NDArray[np.uint64],
-                 include: str) -> None:
+    def __init__(self, root: ProcRoot, frames: FrameTable, key: SiteKey, include: str) -> None:
         self._root = root
+        keys = key_words(key.key)
+        self.hash_info = HashInfo(ALGORITHM, HASH_BITS, key.key_id, zero_hash(keys))
         self._pages = PageCapture(frames, NumaMap(root), FrameIds(), keys, include,
                                   lambda n_pages: self.pace(n_pages),
                                   marks_ksm_exactly(root, frames))
@@ -141,12 +151,11 @@ class KmodSource:
 
     name = "kmod"
 
-    def __init__(self, root: ProcRoot, device: PagehashDevice, key: bytes, key_id: str,
-                 keys: npt.NDArray[np.uint64], include: str) -> None:
+    def __init__(self, root: ProcRoot, device: PagehashDevice, key: SiteKey, include: str) -> None:
         self._root = root
         self._device = device
-        self._key = key
-        self._expected = (key_id, zero_hash(keys))
+        self._key = key.key
+        self.hash_info = HashInfo(ALGORITHM, HASH_BITS, key.key_id, zero_hash(key_words(key.key)))
         self._flags = int(_START_FLAGS[include])
         self._frame_ids = FrameIds()
         self._seen_mms: set[int] = set()
@@ -178,7 +187,8 @@ class KmodSource:
                 return None
             self.pace(n_pages)
         dump = decoder.finish()
-        if (dump.header.key_id, dump.header.zero_hash) != self._expected:
+        expected = (self.hash_info.key_id, self.hash_info.zero_hash)
+        if (dump.header.key_id, dump.header.zero_hash) != expected:
             raise DataError("the module hashes otherwise than ksm-planner (its zero hash or key "
                             "id differ)", where=where, instead="report it; use --source proc")
         self._seen_mms.add(dump.header.mm_id)
@@ -200,8 +210,7 @@ class KmodSource:
 
 
 @contextmanager
-def open_source(wanted: str, root: ProcRoot, key: bytes, key_id: str,
-                keys: npt.NDArray[np.uint64], include: str) -> Iterator[Source]:
+def open_source(wanted: str, root: ProcRoot, key: SiteKey, include: str) -> Iterator[Source]:
     """The source `wanted` (of SOURCES), open for the time of a capture.
 
     Raises MachineError when it cannot serve here. "auto" is the module where its device exists; it
@@ -212,7 +221,7 @@ def open_source(wanted: str, root: ProcRoot, key: bytes, key_id: str,
         from planner.capture.device import PagehashDevice
 
         with PagehashDevice(root.device) as device:
-            yield KmodSource(root, device, key, key_id, keys, include)
+            yield KmodSource(root, device, key, include)
     else:
         with FrameTable(root) as frames:
-            yield ProcSource(root, frames, keys, include)
+            yield ProcSource(root, frames, key, include)
