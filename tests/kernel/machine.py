@@ -10,6 +10,7 @@ Kernels, headers and busybox come from kmod/tests/run.py, and so does the place 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import importlib
 import importlib.metadata
@@ -127,16 +128,19 @@ def _libraries(files: set[Path]) -> set[Path]:
 @contextlib.contextmanager
 def _made_once(path: Path) -> Iterator[Path | None]:
     """A folder to make `path` in, unless it is there; others of its kind are removed."""
-    if path.exists():
-        yield None
-        return
-    for old in path.parent.glob(path.name.rpartition("-")[0] + "-*"):
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        yield Path(folder)
+    with (path.parent / "lock").open("w") as lock:
+        # Two runs at once make it once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            yield None
+            return
+        for old in path.parent.glob(path.name.rpartition("-")[0] + "-*"):
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            yield Path(folder)
 
 
 def python_disk() -> Path:
