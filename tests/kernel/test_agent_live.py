@@ -89,9 +89,14 @@ def test_the_agents_stream_equals_a_capture_and_a_slow_reading(
         mm, = [mm.mm_id for mm in trace.mms if mm.pid == pid]
         a, b = trace.mm_pages(0, mm), its.mm_pages(0, mm)
         n_pages += len(a)
-        for column in ("vpn", "flags", "numa_node"):
+        for column in ("vpn", "numa_node"):
             assert np.array_equal(getattr(a, column), getattr(b, column)), column
-        assert np.array_equal(a.frame_id < 0, b.frame_id < 0)
+        # How often a library's page is mapped changes with every process of the machine.
+        of_file = (a.flags & np.uint32(PageFlag.FILE)) != 0
+        looked_at = np.where(of_file, np.uint32(~int(PageFlag.EXCLUSIVE) & 0xFFFFFFFF),
+                             np.uint32(0xFFFFFFFF))
+        assert np.array_equal(a.flags & looked_at, b.flags & looked_at)
+        assert np.array_equal((a.frame_id < 0)[~of_file], (b.frame_id < 0)[~of_file])
         # Every page, of all mappings, read once more through /proc/PID/mem.
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as mem:
             for vpn, digest, flags in zip(a.vpn.tolist(), a.hash.tolist(), a.flags.tolist(),
