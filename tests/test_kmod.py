@@ -159,25 +159,25 @@ def seeded(bench: run.Bench) -> dict[str, list[str]]:
     return run.in_parallel(run.fault_jobs(bench, SERIES[-1]))
 
 
-@pytest.mark.kernel
+@pytest.mark.machine
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_module_passes_all_suites(suites: dict[str, list[str]], machine: str) -> None:
     assert suites[machine] == []
 
 
-@pytest.mark.kernel
+@pytest.mark.machine
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
 def test_the_suites_catch_a_seeded_fault(seeded: dict[str, list[str]], fault: faults.Fault) -> None:
     assert seeded[f"fault: {fault.name}"] == []
 
 
-@pytest.mark.kernel
+@pytest.mark.machine
 @pytest.mark.parametrize("how", faults.BREAKAGES)
 def test_the_runner_notices_a_broken_machine(seeded: dict[str, list[str]], how: str) -> None:
     assert seeded[f"broken: {how}"] == []
 
 
-@pytest.mark.kernel
+@pytest.mark.machine
 def test_the_runner_notices_nothing_on_a_machine_that_is_not_broken(
         seeded: dict[str, list[str]]) -> None:
     assert seeded["not broken"] == []

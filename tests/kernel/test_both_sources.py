@@ -14,7 +14,7 @@ from tests.kernel.both_sources import page_differences
 from tests.kernel.machine import load_runner, program, run_machine
 
 
-@pytest.mark.kernel
+@pytest.mark.machine
 @pytest.mark.parametrize(("series", "seed"), [("6.1", 100), ("6.12", 200)])
 def test_module_and_proc_give_one_trace_of_quiet_processes(
     tmp_path: Path, series: str, seed: int
