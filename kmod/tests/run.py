@@ -56,6 +56,12 @@ KERNEL_MODULES = ("lzo-rle", "zram")
 FUNCTIONAL = ("t_content", "t_undisturbed", "t_abi", "t_races", "t_leak", "t_key", "t_unload",
               "t_lockdown")
 STRESS = ("t_stress",)
+#: The same for Selective KSM.
+PARTITION = ("p_calls", "p_merge", "p_refuse", "p_scan", "p_unload")
+PARTITION_STRESS = ("p_stress",)
+ALL = FUNCTIONAL + STRESS + PARTITION + PARTITION_STRESS
+#: What runs with a module that was built without Selective KSM.
+DUMP_ONLY = ("t_abi", "p_absent")
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ def _copy_sources(sources: Path, folder: Path, fault: faults.Fault | None) -> No
 
 
 def build_module(kernel: Kernel, folder: Path, sources: Path = KMOD, *, sparse: bool = False,
-                 fault: faults.Fault | None = None) -> Path:
+                 fault: faults.Fault | None = None, options: tuple[str, ...] = ()) -> Path:
     """Compile the module of `sources` for a kernel in `folder`, with warnings as errors.
 
     The folder may be one where it was compiled before. With `sparse`, raise RunnerError for what
@@ -219,7 +225,7 @@ def build_module(kernel: Kernel, folder: Path, sources: Path = KMOD, *, sparse: 
     _copy_sources(sources, folder, fault)
     # The kernel's type information needs one more tool, and the module works without it.
     command: list[str | Path] = ["make", "-C", kernel.headers, f"M={folder}",
-                                 "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]
+                                 "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules", *options]
     if sparse:
         command += ["C=2", f"CHECK={get_sparse()}"]
     output = run(*command)
@@ -238,11 +244,11 @@ def build_tests(folder: Path) -> list[Path]:
     """Compile the test programs, static."""
     folder.mkdir(parents=True, exist_ok=True)
     programs = []
-    for source in sorted(HERE.glob("t_*.c")):
+    for source in sorted(HERE.glob("[tp]_*.c")):
         program = folder / source.stem
         run("gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-sign-compare", "-Werror",
-            "-static", "-pthread", f"-I{KMOD}/include/uapi", "-o", program, source,
-            HERE / "client.c")
+            "-static", "-pthread", f"-I{KMOD}/include/uapi", f"-I{KMOD}/lib", "-o", program, source,
+            HERE / "client.c", KMOD / "lib" / "libksm.c")
         programs.append(program)
     return programs
 
@@ -421,7 +427,7 @@ def _judge_tap(lines: list[str], tests: list[str]) -> list[str]:
 def machines(tests: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Groups of tests that share a machine."""
     tests = tuple(tests)
-    for group in (FUNCTIONAL, STRESS):
+    for group in (FUNCTIONAL, STRESS, PARTITION, PARTITION_STRESS):
         names = tuple(name for name in group if name in tests)
         if names:
             yield names
@@ -455,7 +461,7 @@ class Bench:
         initramfs = self.folder / f"initramfs-{kernel.series}-{name}"
         make_initramfs(kernel, modules, [path for path in programs if path.name in tests],
                        initramfs)
-        is_stress = tests == STRESS
+        is_stress = tests in (STRESS, PARTITION_STRESS)
         result = boot(kernel, initramfs, tests, n_cpus=2 if is_stress else 1,
                       memory_mib=512 if is_stress else 768, timeout=timeout, arguments=arguments)
         initramfs.unlink()
@@ -473,6 +479,13 @@ class Bench:
         """Problems of the module as it is."""
         kernel, module, programs = self._get(series)
         return self._boot(kernel, tests[0], [module], programs, tests, 300)
+
+    def dump_only(self, series: str) -> list[str]:
+        """Problems of a module without Selective KSM."""
+        kernel, _, programs = self._get(series)
+        module = build_module(kernel, self.folder / f"dump-only-{series}",
+                              options=("CONFIG_SELECTIVE_KSM=n",))
+        return self._boot(kernel, "dump-only", [module], programs, DUMP_ONLY, 120)
 
     def fault(self, series: str, fault: faults.Fault) -> list[str]:
         """Problems of the module with a fault: empty means that it was not caught."""
@@ -510,8 +523,13 @@ def suite_jobs(bench: Bench, series: Iterable[str], tests: Iterable[str]
                ) -> dict[str, Callable[[], list[str]]]:
     """A job for each machine of each kernel."""
     tests = tuple(tests)
-    return {f"{name}: {group[0]}": functools.partial(bench.suite, name, group)
+    series = tuple(series)
+    jobs = {f"{name}: {group[0]}": functools.partial(bench.suite, name, group)
             for group in reversed(list(machines(tests))) for name in series}
+    if set(tests) >= set(ALL):
+        jobs |= {f"{name}: dump only": functools.partial(bench.dump_only, name)
+                 for name in series}
+    return jobs
 
 
 def fault_jobs(bench: Bench, series: str) -> dict[str, Callable[[], list[str]]]:
@@ -549,7 +567,7 @@ def main() -> int:
     """Command line; the exit code is 0 when nothing is wrong."""
     parser = argparse.ArgumentParser(description="Tests of the kernel module in QEMU.")
     parser.add_argument("series", nargs="+", choices=sorted(SERIES))
-    parser.add_argument("--tests", default=",".join(FUNCTIONAL + STRESS),
+    parser.add_argument("--tests", default=",".join(ALL),
                         help="programs, comma-separated (default: all)")
     parser.add_argument("--faults", action="store_true",
                         help="seeded faults instead: each must be caught")
