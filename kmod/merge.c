@@ -61,7 +61,7 @@ struct planner_batch *planner_batch_new(struct planner_partition *partition, str
 	batch->mm = mm;
 	batch->pos = start;
 	batch->end = end;
-	batch->max_pages = PLANNER_PART_PAGES;
+	batch->max_looks = PLANNER_LOOKS;
 	INIT_LIST_HEAD(&batch->partners);
 	return batch;
 }
@@ -167,10 +167,10 @@ static void planner_collect(struct planner_batch *batch)
 {
 	u64 start = ktime_get_ns();
 	unsigned long from = batch->pos;
-	int i;
+	unsigned int i;
 
 	batch->n_items = 0;
-	for (i = 0; i < PLANNER_LOOKS && batch->pos < batch->end; i++) {
+	for (i = 0; i < batch->max_looks && batch->pos < batch->end; i++) {
 		struct vm_area_struct *vma = find_vma(batch->mm, batch->pos);
 		unsigned long end = vma ? min(batch->end, vma->vm_end) : batch->end;
 		int refusal;
@@ -187,15 +187,16 @@ static void planner_collect(struct planner_batch *batch)
 			batch->pos = end;
 			continue;
 		}
-		for (; i < PLANNER_LOOKS && batch->pos < end; i++) {
+		for (; i < batch->max_looks && batch->pos < end; i++) {
 			planner_collect_at(batch, end);
-			if (batch->n_items == batch->max_pages)
+			if (batch->n_items == PLANNER_PART_PAGES)
 				goto out;
 		}
 	}
 out:
+	batch->n_looks = i;
 	batch->counts.n_requested += (batch->pos - from) >> PAGE_SHIFT;
-	planner_clock(&batch->counts, KSM_PARTITION_COST_WALK, start, i + batch->n_items);
+	planner_clock(&batch->counts, KSM_PARTITION_COST_WALK, start, i);
 }
 
 /* Matching. */
@@ -476,6 +477,7 @@ int planner_merge_step(struct planner_batch *batch)
 		goto put_mm;
 	planner_collect(batch);
 	mmap_read_unlock(batch->mm);
+	batch->partition->step++;
 	planner_match(batch);
 	if (!planner_has_matches(batch))
 		goto put_mm;

@@ -48,6 +48,7 @@
  * @list:	in the list of orphans, where the partition is gone
  * @page:	the frame, with a reference
  * @hash:	of its content, which never changes
+ * @step:	the partition's when a page was matched with it last
  */
 struct planner_frame {
 	union {
@@ -57,6 +58,7 @@ struct planner_frame {
 	struct rb_node by_page;
 	struct page *page;
 	u64 hash;
+	u64 step;
 };
 
 /**
@@ -113,6 +115,7 @@ struct planner_range {
  * @frames_by_page:	the same by struct page
  * @candidates:		sites that may be merged, by hash
  * @sites:		all sites by mm and address
+ * @step:		number of the step that is being done
  * @n_candidates:	sites in @candidates
  * @n_sites:		sites in @sites
  * @sum:		what COUNTERS tells, but for the numbers that are counted when asked for
@@ -138,6 +141,7 @@ struct planner_partition {
 	struct rb_root frames_by_page;
 	struct rb_root candidates;
 	struct rb_root sites;
+	u64 step;
 	u64 n_candidates;
 	u64 n_sites;
 	struct ksm_partition_counters sum;
@@ -168,7 +172,8 @@ struct planner_item {
  * @pos:	next address
  * @end:	end of the range
  * @is_gated:	a page must be found unchanged once before it is a candidate
- * @max_pages:	pages of a step, at most PLANNER_PART_PAGES
+ * @max_looks:	pages, holes and mappings to look at in a step
+ * @n_looks:	those looked at in the last step
  * @counts:	what is told to the caller
  * @spare:	a page for content that cannot be left where it is
  * @partners:	sites to be merged with frames that items were merged with
@@ -181,7 +186,8 @@ struct planner_batch {
 	unsigned long pos;
 	unsigned long end;
 	bool is_gated;
-	unsigned int max_pages;
+	unsigned int max_looks;
+	unsigned int n_looks;
 	struct ksm_partition_counts counts;
 	struct page *spare;
 	struct list_head partners;

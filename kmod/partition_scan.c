@@ -159,21 +159,25 @@ static struct planner_range *planner_scan_range(struct planner_partition *partit
 	return range;
 }
 
-/* Moves on to the next range. The partition is locked. */
-static void planner_scan_next(struct planner_partition *partition)
+/* Moves on to the next range; false after the last one. The partition is locked. */
+static bool planner_scan_next(struct planner_partition *partition)
 {
 	struct planner_range *range = partition->cursor;
 
 	if (list_is_last(&range->list, &partition->ranges)) {
 		partition->cursor = NULL;
 		partition->sum.full_scans++;
-		return;
+		return false;
 	}
 	partition->cursor = list_next_entry(range, list);
 	partition->cursor_address = partition->cursor->start;
+	return true;
 }
 
-/* Scans at most `budget` pages of one range; how many pages it was. The partition is locked. */
+/*
+ * Looks at most `budget` times, at one range. What is left of the budget: like ksmd's, a turn ends
+ * with the last range. The partition is locked.
+ */
 static unsigned int planner_scan_some(struct planner_partition *partition,
 				      struct planner_batch *batch, unsigned int budget)
 {
@@ -182,7 +186,7 @@ static unsigned int planner_scan_some(struct planner_partition *partition,
 	int ret;
 
 	if (!range)
-		return budget;
+		return 0;
 	/* Merged pages are the scanned process's, not the thread's. */
 	memcg = get_mem_cgroup_from_mm(range->mm);
 	before = set_active_memcg(memcg);
@@ -190,18 +194,19 @@ static unsigned int planner_scan_some(struct planner_partition *partition,
 	batch->mm = range->mm;
 	batch->pos = clamp(partition->cursor_address, range->start, range->end);
 	batch->end = range->end;
-	batch->max_pages = min_t(unsigned int, budget, PLANNER_PART_PAGES);
+	batch->max_looks = min_t(unsigned int, budget, PLANNER_PART_PAGES);
+	batch->n_looks = 0;
 	ret = planner_merge_step(batch);
 	set_active_memcg(before);
 	mem_cgroup_put(memcg);
 	planner_add_counts(partition, &batch->counts);
 	partition->cursor_address = batch->pos;
-	if (ret || batch->pos >= range->end)
-		planner_scan_next(partition);
+	budget -= min(budget, max(batch->n_looks, 1U));
+	if ((ret || batch->pos >= range->end) && !planner_scan_next(partition))
+		budget = 0;
 	if (ret == -ESRCH)
 		planner_range_free(partition, range);
-	/* A range of holes costs something, too. */
-	return max(batch->n_items, 1U);
+	return budget;
 }
 
 static void planner_scan_turn(struct planner_partition *partition, struct planner_batch *batch)
@@ -210,7 +215,7 @@ static void planner_scan_turn(struct planner_partition *partition, struct planne
 
 	while (n_left && !kthread_should_stop()) {
 		mutex_lock(&partition->lock);
-		n_left -= min(n_left, planner_scan_some(partition, batch, n_left));
+		n_left = planner_scan_some(partition, batch, n_left);
 		mutex_unlock(&partition->lock);
 		cond_resched();
 	}
@@ -224,15 +229,17 @@ static int planner_scan(void *data)
 	if (batch)
 		batch->is_gated = true;
 	while (!kthread_should_stop()) {
-		unsigned int ms = READ_ONCE(partition->sum.sleep_millisecs);
+		unsigned int ms;
 
+		/* First, so that a change from here on is seen before it sleeps. */
+		WRITE_ONCE(partition->is_kicked, false);
+		ms = READ_ONCE(partition->sum.sleep_millisecs);
 		if (batch && READ_ONCE(planner_allow_merge))
 			planner_scan_turn(partition, batch);
 		else
 			ms = PLANNER_IDLE_MS;
 		if (!READ_ONCE(partition->sum.n_ranges))
 			ms = UINT_MAX;
-		WRITE_ONCE(partition->is_kicked, false);
 		wait_event_interruptible_timeout(partition->wake, kthread_should_stop() ||
 						 READ_ONCE(partition->is_kicked),
 						 msecs_to_jiffies(ms));

@@ -189,12 +189,13 @@ static struct attribute *planner_attributes[] = {
 };
 
 /*
- * Files have the partition's permission bits, as far as they make sense. A file without any would not
- * be there at all; such a one is left to its owner, and a store looks at the partition's own.
+ * Files have the partition's permission bits, as far as they make sense; sysfs has none that all may
+ * write to. A file without any would not be there at all; such a one is left to its owner, and a
+ * store looks at the partition's own.
  */
 static umode_t planner_visible(struct kobject *kobj, struct attribute *attribute, int n)
 {
-	umode_t full = attribute->mode & 0200 ? 0222 : 0;
+	umode_t full = attribute->mode & 0200 ? 0220 : 0;
 	umode_t mode;
 
 	if (attribute->mode & 0400)

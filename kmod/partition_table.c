@@ -158,26 +158,54 @@ struct planner_frame *planner_frame_of(struct planner_partition *partition, stru
 			     struct planner_frame, by_page);
 }
 
+static void planner_frame_remove(struct planner_partition *partition, struct planner_frame *frame)
+{
+	rb_erase(&frame->by_hash, &partition->frames);
+	rb_erase(&frame->by_page, &partition->frames_by_page);
+}
+
+/**
+ * planner_frame_discard() - forget a frame that was never mapped
+ * @partition:	locked
+ * @frame:	the frame
+ */
+void planner_frame_discard(struct planner_partition *partition, struct planner_frame *frame)
+{
+	planner_frame_remove(partition, frame);
+	planner_frame_free(frame);
+}
+
 /**
  * planner_frame_find() - the frame with the content of a page, NULL where there is none
  * @partition:	locked
  * @hash:	of the page
  * @page:	the page
  * @counts:	for the time it takes to compare
+ *
+ * A frame whose last mapping has gone is not one any more, unless this step is about to map it.
  */
 struct planner_frame *planner_frame_find(struct planner_partition *partition, u64 hash,
 					 struct page *page, struct ksm_partition_counts *counts)
 {
-	struct rb_node *node;
+	struct rb_node *node, *next;
 
-	rb_for_each(node, &hash, &partition->frames, planner_frame_hash_cmp) {
+	node = rb_find_first(&hash, &partition->frames, planner_frame_hash_cmp);
+	for (; node; node = next) {
 		struct planner_frame *frame = rb_entry(node, struct planner_frame, by_hash);
 		u64 start = ktime_get_ns();
-		bool is_equal = planner_is_equal(page, frame->page);
+		bool is_equal;
 
+		next = rb_next_match(&hash, node, planner_frame_hash_cmp);
+		if (planner_frame_is_unused(frame) && frame->step != partition->step) {
+			planner_frame_discard(partition, frame);
+			continue;
+		}
+		is_equal = planner_is_equal(page, frame->page);
 		planner_clock(counts, KSM_PARTITION_COST_COMPARE, start, 1);
-		if (is_equal && page_ref_count(frame->page) < PLANNER_REFS_MAX)
+		if (is_equal && page_ref_count(frame->page) < PLANNER_REFS_MAX) {
+			frame->step = partition->step;
 			return frame;
+		}
 	}
 	return NULL;
 }
@@ -210,6 +238,7 @@ struct planner_frame *planner_frame_new(struct planner_partition *partition, u64
 	__SetPageUptodate(frame->page);
 	set_page_private(frame->page, (unsigned long)&planner_tag);
 	frame->hash = hash;
+	frame->step = partition->step;
 	rb_add(&frame->by_hash, &partition->frames, planner_frame_hash_less);
 	rb_add(&frame->by_page, &partition->frames_by_page, planner_frame_page_less);
 	return frame;
@@ -219,23 +248,6 @@ free:
 forget:
 	atomic_long_dec(&planner_n_frames);
 	return ERR_PTR(-ENOMEM);
-}
-
-static void planner_frame_remove(struct planner_partition *partition, struct planner_frame *frame)
-{
-	rb_erase(&frame->by_hash, &partition->frames);
-	rb_erase(&frame->by_page, &partition->frames_by_page);
-}
-
-/**
- * planner_frame_discard() - forget a frame that was never mapped
- * @partition:	locked
- * @frame:	the frame
- */
-void planner_frame_discard(struct planner_partition *partition, struct planner_frame *frame)
-{
-	planner_frame_remove(partition, frame);
-	planner_frame_free(frame);
 }
 
 /* Sites. */
