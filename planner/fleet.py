@@ -340,9 +340,11 @@ class _Replay:
                 rows = mm.stored[snapshot_id - mm.first_snapshot]
                 at = np.minimum(np.searchsorted(mm.vpn, rows.vpn), len(mm.vpn) - 1)
                 rows, at = rows.take(mm.vpn[at] == rows.vpn), at[mm.vpn[at] == rows.vpn]
-                hashes.append(rows.hash)
-                present.append(_followed(rows))
-                frame_ids.append(_unmerged_frame_ids(rows))
+                held = self._held_by_ksm(rows, at + mm.base)
+                hashes.append(np.where(held, self._hash[at + mm.base], rows.hash))
+                present.append(held | _followed(rows))
+                frame_ids.append(np.where(held, self._frame_id[at + mm.base],
+                                          _unmerged_frame_ids(rows)))
             else:
                 continue
             touched.append(at + mm.base)
@@ -361,6 +363,24 @@ class _Replay:
         parted = self._part_frames(site[stayed], old_id[stayed])
         written: npt.NDArray[np.int64] = np.union1d(moved, parted)
         return written
+
+    def _held_by_ksm(self, rows: PageColumns, site: npt.NDArray[np.int64]
+                     ) -> npt.NDArray[np.bool_]:
+        """Whether only KSM changed these pages since the last snapshot.
+
+        It merges a page without writing to it; and a page that was all zero, and maps the shared
+        zero page now, was made to by a merge or by the split of its huge page. Without merging
+        either would have its frame still.
+        """
+        flags, zero_hash = rows.flags, np.uint64(self._trace.hash_info.zero_hash)
+        was_zero = self._hash[site] == zero_hash
+        is_merged = ((flags & np.uint32(PageFlag.KSM)) != 0) & rows.has_hash \
+            & (rows.hash == self._hash[site])
+        is_zero_page = (flags & np.uint32(PageFlag.ZERO_PAGE | PageFlag.GONE)) \
+            == np.uint32(PageFlag.ZERO_PAGE)
+        held: npt.NDArray[np.bool_] = self._present[site] & (
+            is_merged | (was_zero & is_zero_page))
+        return held
 
     def _assign_frames(self, changed: npt.NDArray[np.int64]) -> None:
         """Give changed sites their frames: shared where the snapshot says so, else new ones.
