@@ -145,11 +145,14 @@ class Layout:
     def __init__(self) -> None:
         self.regions: dict[int, list[Region]] = {}
         self.run = 1
+        #: Huge blocks of 2 MiB (process, block) some pages of which were dropped.
+        self.dropped: set[tuple[int, int]] = set()
 
     def copy(self) -> Layout:
         """An independent copy."""
         other = Layout()
         other.run = self.run
+        other.dropped = set(self.dropped)
         other.regions = {p: _cloned(regions) for p, regions in self.regions.items()}
         return other
 
@@ -203,6 +206,12 @@ class Layout:
                     kept.append(Region(start, end, region.is_huge))
         self.regions[p] = kept
 
+    def forget_blocks(self, p: int) -> None:
+        """Pages were unmapped: whole slots that are empty now count as never used."""
+        used = {(one.start - BASE) // SLOT_PAGES for one in self.regions[p]}
+        self.dropped = {(other, block) for other, block in self.dropped
+                        if other != p or (block * 512 - BASE) // SLOT_PAGES in used}
+
 
 def _cloned(regions: list[Region]) -> list[Region]:
     return [Region(one.start, one.end, one.is_huge) for one in regions]
@@ -224,6 +233,10 @@ def _map(layout: Layout, p: int, vpn: int, n: int, kind: str) -> None:
 
 def _write(layout: Layout, p: int, vpn: int, contents: Sequence[int]) -> None:
     layout.covered(p, vpn, len(contents))
+    if any((p, block) in layout.dropped
+           for block in range(vpn // 512, (vpn + len(contents) - 1) // 512 + 1)):
+        # Whether it may become a huge page again depends on a page table that may be gone or not.
+        raise ScriptError("a huge block that pages were dropped from is not written again")
     if any(not 0 <= c < MAX_CONTENT for c in contents):
         raise ScriptError("a content is out of range")
 
@@ -238,15 +251,24 @@ def _touch(layout: Layout, p: int, vpn: int, n: int) -> None:
     layout.covered(p, vpn, n)
 
 
+def _dontneed(layout: Layout, p: int, vpn: int, n: int) -> None:
+    for region in layout.covered(p, vpn, n):
+        if region.is_huge:
+            first, end = max(vpn, region.start), min(vpn + n, region.end)
+            layout.dropped |= {(p, block) for block in range(first // 512, (end - 1) // 512 + 1)}
+
+
 def _unmap(layout: Layout, p: int, vpn: int, n: int) -> None:
     layout.covered(p, vpn, n)
     layout.cut(p, vpn, n)
+    layout.forget_blocks(p)
 
 
 def _fork(layout: Layout, parent: int, child: int) -> None:
     regions = _cloned(layout.alive(parent))
     _spawn(layout, child)
     layout.regions[child] = regions
+    layout.dropped |= {(child, block) for p, block in layout.dropped if p == parent}
 
 
 def _exit(layout: Layout, p: int) -> None:
@@ -254,6 +276,7 @@ def _exit(layout: Layout, p: int) -> None:
     if p == 0:
         raise ScriptError("process 0 stays")
     del layout.regions[p]
+    layout.dropped = {(other, block) for other, block in layout.dropped if other != p}
 
 
 def _mremap(layout: Layout, p: int, vpn: int, n: int, new_vpn: int) -> None:
@@ -269,6 +292,9 @@ def _mremap(layout: Layout, p: int, vpn: int, n: int, new_vpn: int) -> None:
     except ScriptError:
         layout.regions[p] = before
         raise
+    layout.dropped |= {(p, block + (new_vpn - vpn) // 512) for other, block in layout.dropped
+                       if other == p and vpn // 512 <= block <= (vpn + n - 1) // 512}
+    layout.forget_blocks(p)
 
 
 def _knob(layout: Layout, name: str, value: int) -> None:
@@ -299,7 +325,7 @@ def _check(layout: Layout) -> None:
 
 _CHECKS: dict[str, tuple[int, Any]] = {
     "spawn": (1, _spawn), "map": (4, _map), "write": (3, _write), "read": (3, _read),
-    "unmap": (3, _unmap), "dontneed": (3, _touch), "advise": (3, _touch),
+    "unmap": (3, _unmap), "dontneed": (3, _dontneed), "advise": (3, _touch),
     "unadvise": (3, _touch), "fork": (2, _fork), "exit": (1, _exit), "mremap": (4, _mremap),
     "knob": (2, _knob), "run": (1, _run), "scan": (0, _scan), "scan_pages": (1, _scan_pages),
     "check": (0, _check)}
