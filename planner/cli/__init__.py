@@ -21,6 +21,7 @@ from planner.cli import (
     run,
     scenario,
     trace,
+    validate,
 )
 
 __all__ = ["app", "main"]
@@ -43,6 +44,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 app.add_typer(inventory.app, name="import")
 app.add_typer(counters.app, name="validate")
+counters.app.command("live")(validate.live)
 trace.app.command("import")(imports.import_trace)
 trace.app.command("join")(agent.join)
 
