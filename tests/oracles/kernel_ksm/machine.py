@@ -103,12 +103,19 @@ class Machine:
             mm.is_merge_any = False
         return None
 
-    def mremap(self, p: int, vpn: int, n: int, new_vpn: int) -> None:
-        """mremap(MREMAP_MAYMOVE | MREMAP_FIXED) of pages of one VMA to a free range."""
+    def mremap(self, p: int, vpn: int, n: int, new_vpn: int) -> str | None:
+        """mremap(MREMAP_MAYMOVE | MREMAP_FIXED) of mapped pages; several VMAs at once from 6.17."""
+        if vpn < new_vpn + n and new_vpn < vpn + n:
+            return "EINVAL"
         mm = self._mms[p]
-        for vma, start, end in self.memory.parts(mm, vpn, vpn + n):
+        self.memory.munmap(mm, new_vpn, new_vpn + n)
+        parts = self.memory.parts(mm, vpn, vpn + n)
+        if len(parts) > 1 and self.version < (6, 17):
+            return "EFAULT"
+        for vma, start, end in parts:
             self.ksm.unmerge_ksm_pages(vma, mm, start, end)
-        self.memory.move(mm, vpn, vpn + n, new_vpn)
+            self.memory.move(mm, start, end, new_vpn + start - vpn)
+        return None
 
     def fork(self, parent: int, child: int) -> None:
         assert child not in self._mms

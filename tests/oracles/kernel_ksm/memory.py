@@ -424,7 +424,6 @@ class Memory:
         """mremap(MAYMOVE|FIXED) of pages of one VMA, whose KSM pages are broken already."""
         offset = new_start - start
         assert offset % PMD_PAGES == 0
-        self.munmap(mm, new_start, new_start + end - start)
         ((vma, low, high),) = self.parts(mm, start, end)
         assert (low, high) == (start, end), "one VMA"
         old = self.isolate(mm, vma, start, end)
@@ -439,6 +438,7 @@ class Memory:
         mm.vmas = sorted([*mm.vmas, old.part(new_start, new_start + end - start)],
                          key=lambda one: one.start)
         self._free_tables(mm, start, end)
+        self.join(mm)
 
     # ---- processes ----------------------------------------------------------------------------
 
