@@ -319,18 +319,45 @@ static int block_pages(unsigned long block, int *is_huge)
 	return n;
 }
 
-/* Whether one mapping of this process holds a whole block. */
-static int is_covered(unsigned long block)
+/* The mapping of this process that holds a page: [*start, *end). */
+static void mapping_of(unsigned long vpn, unsigned long *start, unsigned long *end)
 {
 	static char text[65536];
-	unsigned long start, end;
 
 	if (read_text("/proc/self/maps", text, sizeof(text)))
 		_exit(3);
 	for (char *line = text; line && *line; line = strchr(line, '\n'), line += !!line)
-		if (sscanf(line, "%lx-%lx", &start, &end) == 2 && start <= block * PAGE
-		    && end >= (block + HUGE_PAGES) * PAGE)
-			return 1;
+		if (sscanf(line, "%lx-%lx", start, end) == 2 && vpn * PAGE < *end) {
+			*start /= PAGE;
+			*end /= PAGE;
+			return;
+		}
+	_exit(3);
+}
+
+static int is_covered(unsigned long block)
+{
+	unsigned long start, end;
+
+	mapping_of(block, &start, &end);
+	return start <= block && block + HUGE_PAGES <= end;
+}
+
+/* Piece by piece: before 6.17 a kernel moves pages of one mapping only. */
+static int move_pages(const struct command *command)
+{
+	unsigned long vpn = command->vpn, stop = command->vpn + command->n, start, end;
+
+	for (; vpn < stop; vpn = end) {
+		size_t length;
+
+		mapping_of(vpn, &start, &end);
+		end = end < stop ? end : stop;
+		length = (end - vpn) * PAGE;
+		if (mremap(address(vpn), length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
+			   address(command->new_vpn + vpn - command->vpn)) == MAP_FAILED)
+			return -errno;
+	}
 	return 0;
 }
 
@@ -392,10 +419,7 @@ static int obey(const struct command *command)
 		result = madvise(start, length, MADV_UNMERGEABLE);
 		break;
 	case OP_MREMAP:
-		if (mremap(start, length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
-			   address(command->new_vpn)) == MAP_FAILED)
-			return -errno;
-		break;
+		return move_pages(command);
 	case OP_FORK:
 	case OP_EXIT:
 		break;
