@@ -104,15 +104,12 @@ class Machine:
         return None
 
     def mremap(self, p: int, vpn: int, n: int, new_vpn: int) -> str | None:
-        """mremap(MREMAP_MAYMOVE | MREMAP_FIXED) of mapped pages; several VMAs at once from 6.17."""
+        """mremap(MREMAP_MAYMOVE | MREMAP_FIXED), VMA by VMA (6.17+ would take them all at once)."""
         if vpn < new_vpn + n and new_vpn < vpn + n:
             return "EINVAL"
         mm = self._mms[p]
         self.memory.munmap(mm, new_vpn, new_vpn + n)
-        parts = self.memory.parts(mm, vpn, vpn + n)
-        if len(parts) > 1 and self.version < (6, 17):
-            return "EFAULT"
-        for vma, start, end in parts:
+        for vma, start, end in self.memory.parts(mm, vpn, vpn + n):
             self.ksm.unmerge_ksm_pages(vma, mm, start, end)
             self.memory.move(mm, start, end, new_vpn + start - vpn)
         return None
@@ -123,10 +120,21 @@ class Machine:
         self.ksm.ksm_fork(self._mms[child], self._mms[parent])
 
     def exit(self, p: int) -> None:
-        mm = self._mms.pop(p)
+        self._mmput(self._mms.pop(p))
+
+    def _mmput(self, mm: Mm) -> None:
         mm.is_exited = True
         self.ksm.ksm_exit(mm)
         self.memory.exit_mmap(mm)
+
+    def exec(self, p: int) -> None:
+        """execve: the new mm is registered before the old one goes, if all of it is to merge."""
+        old = self._mms.pop(p)
+        new = self._mms[p] = self.memory.new_mm(p)
+        new.is_merge_any = old.is_merge_any
+        if new.is_merge_any:
+            self.ksm.ksm_enter(new)
+        self._mmput(old)
 
     # ---- knobs --------------------------------------------------------------------------------
 
