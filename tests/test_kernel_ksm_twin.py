@@ -538,6 +538,20 @@ def test_the_advisor_settles_at_ten_percent_of_a_cpu_below_its_minimum_or_above(
     assert settled(n_pages) == expected
 
 
+#: Linux 6.18.44, tracepoint ksm_advisor: 60,000 unique pages, smart_scan 0, target 3 s, from the
+#: mode's switching on: (scan time, cpu percent, pages_to_scan).
+TRACED = [(1, 13075, 49), (14, 1, 1027), (2, 5, 2134), (2, 10, 3526), (2, 9, 4770), (1, 13, 3660),
+          (1, 8, 4570), (1, 8, 5710), (1, 8, 7130), (1, 8, 8910), (1, 8, 11130), (1, 9, 12360),
+          (1, 9, 13730), (1, 8, 17160), (1, 9, 19060), (1, 9, 21170)]
+
+
+def test_the_advisor_takes_the_steps_that_a_kernel_was_traced_to_take() -> None:
+    advisor = ScanTimeAdvisor(target_scan_time=3)
+    advisor.switch_on()
+    assert [advisor.evaluate(seconds, percent) for seconds, percent, _ in TRACED] == [
+        pages for _, _, pages in TRACED]
+
+
 def test_switched_on_in_mid_scan_the_advisor_takes_uptime_for_the_scan() -> None:
     advisor = ScanTimeAdvisor()
     advisor.switch_on()

@@ -72,7 +72,11 @@ class ScanTimeAdvisor:
         """advisor_stop_scan; `cpu_time_ns` is all CPU time ksmd ever used."""
         scan_time = max(1, (now_ns - self.start_scan_ns) // 10**6 // 1000)
         cpu_ms = (cpu_time_ns - self.cpu_time_ns) // 1000 // 1000
-        cpu_percent = max(1, cpu_ms * 100 // (scan_time * 1000))
+        self.cpu_time_ns = cpu_time_ns
+        return self.evaluate(scan_time, max(1, cpu_ms * 100 // (scan_time * 1000)))
+
+    def evaluate(self, scan_time: int, cpu_percent: int) -> int:
+        """What the tracepoint ksm_advisor shows: whole seconds, percent of a CPU."""
         last_scan_time = self.scan_time or scan_time
         factor = max(1, self.target_scan_time * 100 // scan_time)
         change = max(1, scan_time * 100 // last_scan_time)
@@ -83,6 +87,5 @@ class ScanTimeAdvisor:
         pages = min(pages, per_page_cost * self.max_cpu)
         pages = max(pages, per_page_cost * MIN_CPU)
         pages = min(pages, self.max_pages_to_scan)
-        self.change, self.scan_time, self.cpu_time_ns = change, scan_time, cpu_time_ns
-        self.pages_to_scan = pages
+        self.change, self.scan_time, self.pages_to_scan = change, scan_time, pages
         return pages

@@ -79,6 +79,10 @@ SURPRISES: dict[str, Surprise] = {
          *_region(1, 4, "small", [3] * 4), *_region(2, 1, "small", [1]), SCAN, SCAN,
          ("fork", 1, 3), ("exit", 1), ("scan_pages", 1), ("exit", 3), SCAN, SCAN),
         _always({"stable_node_chains": 0, "stable_node_dups": 0})),
+    # Two equal pages first seen 13 scans apart are never processed in one scan.
+    "some_pairs_never_merge": Surprise(
+        (*_region(1, 2, "small", [1]), *[SCAN] * 13, ("write", 1, V + 1, [1]), *[SCAN] * 40),
+        _since_6_12({"pages_shared": 1, "pages_sharing": 1}, {"pages_shared": 0})),
     # 6.1 leaves zero pages that ksmd placed where they are.
     "run_2_leaves_zero_pages_on_6_1": Surprise(
         (("knob", "use_zero_pages", 1), *_region(1, 4, "small", [0] * 4), SCAN, SCAN, ("run", 2),
