@@ -69,7 +69,8 @@ class FleetHost:
     """One host before any policy, as arrays over its sites and events.
 
     Sites: `site_mm` i32, `site_vpn` i64, `site_class` i32 (index into `classes`),
-    `site_eligible` u8, `site_content` i32 (dense content id, -1 absent), `site_frame` i32.
+    `site_eligible` u8, `site_content` i32 (dense content id, -1 absent), `site_frame` i32,
+    `site_huge` u8 (part of a huge page when first seen).
     Contents: `content_is_zero` u8. Events, by ascending time: `event_time_ns` i64, `event_site`
     i32, `event_content` i32 (-1: the page is gone), `event_frame` i32 (the site's frame from
     then on). Equal frame ids are one frame: what fork already shares.
@@ -90,6 +91,7 @@ class FleetHost:
     site_eligible: npt.NDArray[np.uint8]
     site_content: npt.NDArray[np.int32]
     site_frame: npt.NDArray[np.int32]
+    site_huge: npt.NDArray[np.uint8]
     content_is_zero: npt.NDArray[np.uint8]
     event_time_ns: npt.NDArray[np.int64]
     event_site: npt.NDArray[np.int32]
@@ -194,7 +196,8 @@ class _HostArrays:
             domains=tuple(sorted({guest.domain for guest in self.guests})),
             site_mm=sites["mm"], site_vpn=sites["vpn"], site_class=sites["class"],
             site_eligible=sites["eligible"], site_content=content[:n_sites],
-            site_frame=sites["frame"], content_is_zero=zero.astype(np.uint8),
+            site_frame=sites["frame"], site_huge=sites["huge"],
+            content_is_zero=zero.astype(np.uint8),
             event_time_ns=events["time_ns"], event_site=events["site"],
             event_content=content[n_sites:], event_frame=events["frame"],
             n_frames=self.n_frames, n_premerged_frames=self.n_premerged_frames)
@@ -268,10 +271,14 @@ class _Replay:
         vpn = np.unique(np.concatenate([rows.vpn[_followed(rows)] for rows in stored]))
         class_of = np.full(len(vpn), -1, np.int32)
         eligible = np.zeros(len(vpn), np.uint8)
+        huge = np.zeros(len(vpn), np.uint8)
         for offset, rows in enumerate(stored):
             index = _RegionIndex(trace.mm_regions(first + offset, mm_id))
-            at = np.searchsorted(vpn, rows.vpn[_followed(rows)])
-            at = at[class_of[at] < 0]  # a page keeps the region it was first seen in
+            followed = _followed(rows)
+            at = np.searchsorted(vpn, rows.vpn[followed])
+            is_new = class_of[at] < 0  # a page keeps the region it was first seen in
+            huge[at[is_new]] = (rows.flags[followed][is_new] & np.uint32(PageFlag.THP)) != 0
+            at = at[is_new]
             region = index.of(vpn[at])
             class_of[at] = np.array([host.class_id(guest, r.labels) for r in index.regions]
                                     + [host.class_id(guest, {})], np.int32)[region]
@@ -283,7 +290,8 @@ class _Replay:
         host.mms.append(FleetMm(guest, 1000 + len(host.mms), *bounds))
         self._mms.append(_MmSites(name, first, end, stored, base, vpn))
         for column, values in (("mm", np.full(len(vpn), len(host.mms) - 1, np.int32)),
-                               ("vpn", vpn), ("class", class_of), ("eligible", eligible)):
+                               ("vpn", vpn), ("class", class_of), ("eligible", eligible),
+                               ("huge", huge)):
             host.sites.setdefault(column, []).append(values)
         return len(vpn)
 
