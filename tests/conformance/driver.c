@@ -764,6 +764,8 @@ static void do_step(char *line, int *n_observations)
 		note_error(set_knob("run", atoi(line)));
 	} else if (!strcmp(op, "scan")) {
 		value = named_counter("full_scans");
+		/* ksmd drains too, but not when it goes on with a scan. */
+		drain_lru();
 		batch(MANY_PAGES);
 		if (named_counter("full_scans") != value + 1)
 			fail("step %d: %ld scans at once", step,

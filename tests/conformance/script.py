@@ -283,6 +283,8 @@ def _mremap(layout: Layout, p: int, vpn: int, n: int, new_vpn: int) -> None:
     regions = layout.covered(p, vpn, n)
     if len(regions) > 1:
         raise ScriptError("mremap moves pages of one region")
+    if vpn < new_vpn + n and new_vpn < vpn + n:
+        raise ScriptError("mremap moves pages over themselves")
     if (new_vpn - vpn) % 512:
         raise ScriptError("mremap keeps the place within a huge page")
     before = layout.regions[p]
