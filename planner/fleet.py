@@ -263,6 +263,7 @@ class _Replay:
         self._present = np.zeros(n_sites, bool)
         self._frame = np.full(n_sites, -1, np.int64)
         self._frame_id = np.full(n_sites, -1, np.int32)
+        self._is_merged = np.zeros(n_sites, bool)
 
     def _add_mm(self, mm_id: int, first: int, end: int, guest: int, workload: WorkloadSpec, *,
                 base: int) -> int:
@@ -330,20 +331,22 @@ class _Replay:
     def _apply(self, snapshot_id: int) -> npt.NDArray[np.int64]:
         """Bring the state to a snapshot; returns the sites that were written, ascending.
 
-        Those are the sites whose content changed, and those that left a shared frame with the same
-        content: a page that fork shares is copied by any write, and reference counts for example
-        go up and come down again.
+        Those are the sites whose content changed, and those that left a shared or merged frame with
+        the same content: such a page is copied by any write, and reference counts for example go
+        up and come down again.
         """
         touched: list[npt.NDArray[np.int64]] = []
         hashes: list[npt.NDArray[np.uint64]] = []
         present: list[npt.NDArray[np.bool_]] = []
         frame_ids: list[npt.NDArray[np.int32]] = []
+        merged: list[npt.NDArray[np.bool_]] = []
         for mm in self._mms:
             if snapshot_id == mm.end_snapshot:
                 at = np.arange(len(mm.vpn))
                 hashes.append(np.zeros(len(at), np.uint64))
                 present.append(np.zeros(len(at), bool))
                 frame_ids.append(np.full(len(at), -1, np.int32))
+                merged.append(np.zeros(len(at), bool))
             elif mm.first_snapshot <= snapshot_id < mm.end_snapshot and len(mm.vpn):
                 rows = mm.stored[snapshot_id - mm.first_snapshot]
                 at = np.minimum(np.searchsorted(mm.vpn, rows.vpn), len(mm.vpn) - 1)
@@ -353,6 +356,7 @@ class _Replay:
                 present.append(held | _followed(rows))
                 frame_ids.append(np.where(held, self._frame_id[at + mm.base],
                                           _unmerged_frame_ids(rows)))
+                merged.append((rows.flags & np.uint32(PageFlag.KSM)) != 0)
             else:
                 continue
             touched.append(at + mm.base)
@@ -369,7 +373,11 @@ class _Replay:
         self._assign_frames(moved)
         stayed = ~changed & new_present
         parted = self._part_frames(site[stayed], old_id[stayed])
-        written: npt.NDArray[np.int64] = np.union1d(moved, parted)
+        is_merged = np.concatenate(merged)
+        copied = np.setdiff1d(site[stayed & self._is_merged[site] & ~is_merged], parted)
+        self._frame[copied] = self._new_frames(len(copied))
+        self._is_merged[site] = is_merged
+        written: npt.NDArray[np.int64] = np.union1d(np.union1d(moved, parted), copied)
         return written
 
     def _held_by_ksm(self, rows: PageColumns, site: npt.NDArray[np.int64]

@@ -118,6 +118,16 @@ def test_what_only_ksm_changed_was_not_written(tmp_path: Path) -> None:
     assert by_site[3] not in contents(host)
 
 
+def test_a_page_found_unmerged_with_its_content_was_written(tmp_path: Path) -> None:
+    merged, alone = ANON | PageFlag.KSM, ANON
+    snapshots = [pages_of([5, 6], frames=[1, 2], flags=[merged, merged]),
+                 pages_of([5, 6], frames=[-1, 2], flags=[alone, merged])]
+    host = host_of(build_trace(tmp_path / "t", [GuestPlan("a", {}, [MmPlan(snapshots)])]))
+    assert host.event_site.tolist() == [0]
+    assert host.event_content[0] == host.site_content[0]
+    assert host.event_frame[0] not in host.site_frame
+
+
 def test_eligibility_follows_the_region_and_the_workload(tmp_path: Path) -> None:
     flags = int(RegionFlag.READ | RegionFlag.WRITE)
     path = build_trace(tmp_path / "t", [

@@ -13,6 +13,7 @@ import typer
 
 from planner.cli import (
     agent,
+    calibrate,
     capture,
     counters,
     doctor,
@@ -40,6 +41,7 @@ app.command("run")(run.run)
 app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
+app.command("calibrate")(calibrate.calibrate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 app.add_typer(inventory.app, name="import")

@@ -8,14 +8,17 @@ along the way, too, so that what is left of its error is the model's own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from planner.fleet import FleetHost, build_host, random_stream
 from planner.ksm import CostModel, EventTable, MergeSpaces, SiteTable
+from planner.ksm.knobs import KernelVersion, Knobs
 from planner.scenario.spec import (
     DomainsSpec,
     GuestSpec,
@@ -28,7 +31,8 @@ from planner.scenario.spec import (
 )
 from planner.trace import Trace
 
-__all__ = ["SERIES", "forecast_host", "host_of", "replay_host", "run_model", "warm_up_ns"]
+__all__ = ["SERIES", "Setting", "forecast_host", "host_of", "kernel_of", "replay_host",
+           "run_model", "warm_up_ns"]
 
 I64 = npt.NDArray[np.int64]
 #: What `run_model` reads, by the names of the kernel's files where it has them.
@@ -39,6 +43,36 @@ _SEED = 1
 #: Full scans after which smart_scan skips as much as it ever will.
 _SETTLED_SCANS = 14
 _WARM_UP_LIMIT_NS = 4 * 3600 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How ksmd runs: the kernel's behaviour, its settings, what a visit costs."""
+
+    kernel: KernelVersion
+    knobs: Knobs
+    cost: CostModel
+
+    @classmethod
+    def of_files(cls, kernel: KernelVersion, files: Mapping[str, int | str],
+                 cost: CostModel) -> Setting:
+        """From the files of /sys/kernel/mm/ksm by name; those that steer nothing are left out."""
+        known = {each.name for each in fields(Knobs)} & set(files)
+        is_flag = {"smart_scan", "use_zero_pages", "merge_across_nodes"}
+        changes: dict[str, Any] = {name: bool(files[name]) if name in is_flag else files[name]
+                                   for name in known}
+        return cls(kernel, Knobs.of_kernel(kernel, **changes), cost)
+
+
+def kernel_of(release: str) -> KernelVersion:
+    """The modelled kernel that behaves as `release` (such as 6.12.38) does, or comes closest.
+
+    Hashing came before the search in 6.11; zero-filled parts of split huge pages went to the zero
+    page from 6.13 on in the model's "6.18".
+    """
+    match = re.match(r"(\d+)\.(\d+)", release)
+    number = (int(match[1]), int(match[2])) if match else (6, 18)
+    return "6.1" if number < (6, 11) else "6.12" if number < (6, 13) else "6.18"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +154,25 @@ def forecast_host(host: FleetHost, start_ns: int, *, before_ns: int, duration_ns
         n_frames=host.n_frames + len(sites))
 
 
-def _spaces(host: FleetHost, knobs: Mapping[str, int | str], cost: CostModel) -> MergeSpaces:
+def _spaces(host: FleetHost, setting: Setting) -> MergeSpaces:
     n_sites = len(host.site_mm)
     zeros = np.zeros(n_sites, np.int32)
     spaces = MergeSpaces(
         SiteTable(host.site_mm, host.site_vpn, zeros, zeros, host.site_eligible,
-                  host.site_content, host.site_frame),
+                  host.site_content, host.site_frame, host.site_huge),
         EventTable(host.event_time_ns, host.event_site, host.event_content, host.event_frame),
         n_partitions=1, content_is_zero=host.content_is_zero,
-        domain_is_sensitive=np.zeros(1, np.uint8), hz=host.spec.hz, cost=cost)
-    spaces.start_scanner(
-        0, pages_to_scan=int(knobs["pages_to_scan"]),
-        sleep_millisecs=int(knobs["sleep_millisecs"]),
-        max_page_sharing=int(knobs["max_page_sharing"]))
+        domain_is_sensitive=np.zeros(1, np.uint8), kernel=setting.kernel, hz=host.spec.hz,
+        cost=setting.cost)
+    spaces.start_scanner(0, setting.knobs)
     return spaces
 
 
-def warm_up_ns(host: FleetHost, knobs: Mapping[str, int | str], cost: CostModel) -> int:
+def warm_up_ns(host: FleetHost, setting: Setting) -> int:
     """How long ksmd takes over the host's first contents until it has settled, ns."""
     still = replace(host, event_time_ns=host.event_time_ns[:0], event_site=host.event_site[:0],
                     event_content=host.event_content[:0], event_frame=host.event_frame[:0])
-    spaces = _spaces(still, knobs, cost)
+    spaces = _spaces(still, setting)
     step_ns = 1_000_000_000
     while spaces.now_ns < _WARM_UP_LIMIT_NS and spaces.counters().full_scans < _SETTLED_SCANS:
         spaces.advance(spaces.now_ns + step_ns)
@@ -148,18 +180,14 @@ def warm_up_ns(host: FleetHost, knobs: Mapping[str, int | str], cost: CostModel)
     return spaces.now_ns
 
 
-def run_model(host: FleetHost, knobs: Mapping[str, int | str], cost: CostModel,
-              times_ns: I64) -> dict[str, I64]:
-    """The model's counters (SERIES) at rising `times_ns` (i64[n]); ksmd starts at 0.
-
-    `knobs` are the kernel's settings by their names.
-    """
-    spaces = _spaces(host, knobs, cost)
+def run_model(host: FleetHost, setting: Setting, times_ns: I64) -> dict[str, I64]:
+    """The model's counters (SERIES) at rising `times_ns` (i64[n]); ksmd starts at 0."""
+    spaces = _spaces(host, setting)
     rows = []
     for time_ns in times_ns.tolist():
         spaces.advance(time_ns)
         found = spaces.counters()
-        rows.append([int(getattr(found, name, 0)) if name != "ksmd_cpu_ns" else found.merge_cpu_ns
+        rows.append([int(getattr(found, name)) if name != "ksmd_cpu_ns" else found.merge_cpu_ns
                      for name in SERIES])
     table = np.array(rows, np.int64).reshape(len(rows), len(SERIES))
     return {name: table[:, index] for index, name in enumerate(SERIES)}

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,15 @@ from planner.fleet import FleetHost
 from planner.ksm import CostModel
 from planner.live import compare, host
 from planner.live.control import KsmControl, driven, examine, mergeable_processes
-from planner.live.model import forecast_host, host_of, replay_host, run_model, warm_up_ns
+from planner.live.model import (
+    Setting,
+    forecast_host,
+    host_of,
+    kernel_of,
+    replay_host,
+    run_model,
+    warm_up_ns,
+)
 from planner.live.observe import Observation, Watch
 from planner.sitekey import SiteKey, key_id_of
 from planner.trace import PageFlag, RegionFlag, Trace, open_trace
@@ -219,6 +228,7 @@ def _compared(request: LiveRequest, run: _Run, trace: Trace) -> LiveResult:
     notes = list(run.notes)
     is_partial = _find_losses(request, run, trace, notes)
     whole = host_of(trace, host.timer_hz())
+    setting = Setting.of_files(kernel_of(platform.release()), run.knobs, request.cost)
     seen = run.seen
     assert seen is not None
     time_ns, measured = _aligned(seen, run)
@@ -234,7 +244,7 @@ def _compared(request: LiveRequest, run: _Run, trace: Trace) -> LiveResult:
     foretold = forecast_host(whole, start_ns, before_ns=before_ns,
                              duration_ns=int(time_ns[-1]) + 1)
     if request.knobs is None:
-        shift_ns = warm_up_ns(replayed, run.knobs, request.cost)
+        shift_ns = warm_up_ns(replayed, setting)
         replayed, foretold = _later(replayed, shift_ns), _later(foretold, shift_ns)
         notes.append("ksmd ran before: the model was run in over the first contents for "
                      f"{shift_ns / 1e9:.0f} s of simulated time")
@@ -252,10 +262,11 @@ def _compared(request: LiveRequest, run: _Run, trace: Trace) -> LiveResult:
     base_frames: I64 | None = None
     for name, model_host in (("replay", replayed), ("forecast", foretold)):
         wanted = np.union1d(time_ns, at_ns)
-        model = run_model(model_host, run.knobs, request.cost, wanted + shift_ns)
-        first = {k: run_model(model_host, run.knobs, request.cost,
-                              np.array([shift_ns], np.int64))[k][0] if shift_ns else 0
-                 for k in _RISING}
+        # The first row is ksmd's start, or where the watching of a running one began.
+        rows_ns = np.concatenate([np.array([0], np.int64), wanted]) + shift_ns
+        whole_run = run_model(model_host, setting, rows_ns)
+        first = {counter: int(whole_run[counter][0]) for counter in _RISING}
+        model = {counter: values[1:] for counter, values in whole_run.items()}
         here = np.searchsorted(wanted, time_ns)
         rows = []
         for counter in (*_SETTING, *_RISING):
@@ -279,7 +290,8 @@ def _compared(request: LiveRequest, run: _Run, trace: Trace) -> LiveResult:
         "format_version": FORMAT_VERSION, "kind": KIND,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "partial" if is_partial else "complete",
-        "host": host.facts(), "knobs": run.knobs, "is_driven": request.knobs is not None,
+        "host": host.facts(), "kernel_modelled": setting.kernel,
+        "knobs": run.knobs, "is_driven": request.knobs is not None,
         "timings": request.cost.name, "workload": _workload(request, trace, whole),
         "duration_ns": run.ended_ns - run.started_ns, "ksmd_wait_share": waited,
         "n_snapshots_before": request.n_before, "n_snapshots": len(trace.snapshots),
@@ -332,14 +344,10 @@ class _Clock:
 
     def of_events(self, found: FleetHost) -> FleetHost:
         """The host with its events at those times."""
-        from dataclasses import replace
-
         return replace(found, event_time_ns=self.of(found.event_time_ns))
 
 
 def _later(found: FleetHost, shift_ns: int) -> FleetHost:
-    from dataclasses import replace
-
     return replace(found, event_time_ns=found.event_time_ns + shift_ns)
 
 
