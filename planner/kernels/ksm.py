@@ -24,16 +24,19 @@ from planner.kernels.ksmpages import (
 from planner.kernels.ksmstate import Array, World
 from planner.kernels.ksmtrees import (
     append,
+    drop_chain,
     forget,
     leave_trees,
+    remove_node,
     stable_insert,
     stable_search,
     unstable_search_insert,
 )
 
-__all__ = ["advance", "apply_event", "batch", "begin_scan", "end_scan", "leave", "levels",
-           "link_slot", "may_skip", "merge", "next_wake", "process", "register", "sample",
-           "unlink_slot", "unmerge", "visit", "visit_ns"]
+__all__ = ["advance", "apply_event", "batch", "begin_scan", "break_range", "end_scan", "enter_mm",
+           "exit_mm", "forget_range", "leave", "levels", "link_slot", "may_skip", "merge",
+           "next_wake", "process", "register", "remove_all_nodes", "sample", "unlink_slot",
+           "visit", "visit_ns"]
 
 # ---- time -------------------------------------------------------------------------------------
 
@@ -473,18 +476,56 @@ def merge(p: int, first: int, last: int, outcomes: Array, w: World) -> int:
 
 
 @kernel
-def unmerge(p: int, first: int, last: int, w: World) -> int:
-    """Give the merged pages of order[first:last] own frames, free their items; returns how many."""
-    sites = w.sites
-    n_unmerged = 0
+def enter_mm(slot: int, p: int, now_ns: int, w: World) -> None:
+    """`register`, for callers outside kernels."""
+    register(slot, p, now_ns, w)
+
+
+@kernel
+def exit_mm(slot: int, p: int, w: World) -> None:
+    """`leave`, for callers outside kernels."""
+    leave(slot, p, w)
+
+
+@kernel
+def forget_range(p: int, first: int, last: int, w: World) -> None:
+    """Free the items of partition p of the sites order[first:last]."""
+    for i in range(first, last):
+        if w.sites[w.order[i], k.S_PART] == p:
+            forget(w.order[i], w)
+
+
+@kernel
+def break_range(p: int, first: int, last: int, w: World) -> int:
+    """Give merged pages of order[first:last] in mergeable mappings frames of their own.
+
+    Returns how many KSM pages were copied; zero pages that KSM placed (from 6.6) are not in it.
+    """
+    n_broken = 0
     for i in range(first, last):
         s = w.order[i]
-        if sites[s, k.S_PART] == p:
-            forget(s, w)
-        if is_merged(s, p, w):
+        if w.sites[s, k.S_META] & k.M_VMA and is_merged(s, p, w):
+            n_broken += w.sites[s, k.S_CONTENT] >= 0
             break_page(s, w)
-            n_unmerged += 1
-    return n_unmerged
+    return n_broken
+
+
+@kernel
+def remove_all_nodes(p: int, w: World) -> bool:
+    """`remove_all_stable_nodes` (with H_EXACT): from the root, until one is mapped; all gone?"""
+    while w.parts[p, k.P_STABLE_ROOT] >= 0:
+        row = w.parts[p, k.P_STABLE_ROOT]
+        is_chain = w.contents[row, k.C_CHAIN] >= 0
+        n = w.contents[row, k.C_HEAD]
+        while n >= 0:
+            after = w.nodes[n, k.N_NEXT]
+            if w.nodes[n, k.N_FRAME] != k.STALE:
+                return False
+            remove_node(n, w)
+            n = after
+        if is_chain:
+            drop_chain(row, p, w)
+    return True
 
 
 @kernel

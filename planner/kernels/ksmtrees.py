@@ -12,8 +12,8 @@ from planner.kernels import rbtree
 from planner.kernels.jit import helper
 from planner.kernels.ksmstate import World
 
-__all__ = ["append", "forget", "leave_trees", "remove_node", "stable_insert", "stable_search",
-           "unstable_search_insert"]
+__all__ = ["append", "drop_chain", "forget", "leave_trees", "remove_node", "stable_insert",
+           "stable_search", "unstable_search_insert"]
 
 _GONE = -3  # a stale node was removed: search again
 _FULL = -2  # there is a node, but none with room
@@ -82,6 +82,14 @@ def remove_node(n: int, w: World) -> None:
     nodes[n, k.N_FRAME] = k.REMOVED
     if nodes[n, k.N_ITEMS] == 0:
         _free_node(n, w)
+
+
+@helper
+def drop_chain(row: int, p: int, w: World) -> None:
+    """`free_stable_node_chain`."""
+    w.contents[row, k.C_CHAIN] = -1
+    w.parts[p, k.P_CHAINS] -= 1
+    _drop_entry(row, p, w)
 
 
 @helper
@@ -189,10 +197,8 @@ def _meet(row: int, p: int, may_prune: bool, w: World) -> int:
             if has_room and not is_pruning:
                 break
         n = after
-    if contents[row, k.C_HEAD] < 0:  # `free_stable_node_chain`
-        contents[row, k.C_CHAIN] = -1
-        parts[p, k.P_CHAINS] -= 1
-        _drop_entry(row, p, w)
+    if contents[row, k.C_HEAD] < 0:
+        drop_chain(row, p, w)
         return _GONE
     if found < 0:
         return _FULL

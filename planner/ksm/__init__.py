@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
 from planner.ksm.knobs import KERNELS, KernelVersion, Knobs
+from planner.ksm.machine import Machine
 from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, Credentials, SelectiveKsm
 from planner.ksm.space import (
     Counters,
@@ -29,6 +30,7 @@ __all__ = [
     "FullScan",
     "KernelVersion",
     "Knobs",
+    "Machine",
     "MergeCounts",
     "MergeSpaces",
     "SelectiveKsm",

@@ -507,10 +507,14 @@ class MergeSpaces:
         return self._unmerge(row, first, last, end_vpn - start_vpn)
 
     def _unmerge(self, row: int, first: int, last: int, requested_pages: int) -> UnmergeCounts:
-        n_unmerged = kernels.unmerge(row, first, last, self._w)
+        part = self._w.parts[row]
+        n_zero = int(part[k.P_ZERO])
+        kernels.forget_range(row, first, last, self._w)
+        n_unmerged = int(kernels.break_range(row, first, last, self._w))
+        n_unmerged += n_zero - int(part[k.P_ZERO])
         cost_ns = self.cost.call_ns + n_unmerged * self.cost.unmerge_ns
-        self._w.parts[row, k.P_CPU_NS] += cost_ns
-        return UnmergeCounts(requested_pages, int(n_unmerged), cost_ns)
+        part[k.P_CPU_NS] += cost_ns
+        return UnmergeCounts(requested_pages, n_unmerged, cost_ns)
 
     def reset_partition(self, partition: int) -> UnmergeCounts:
         """End a partition: stop its scanner, unmerge all of its pages, forget all of its items."""
