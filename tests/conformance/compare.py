@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from planner.ksm.machine import Machine as Product
 from tests.conformance.driver import CannotServe, Outcome
 from tests.conformance.live import run_on_host
 from tests.conformance.qemu import SERIES, run_in_machine
 from tests.conformance.script import (
     Machine,
     Script,
+    content_key,
     first_difference,
     n_observations,
     run_script,
@@ -23,7 +25,9 @@ from tests.oracles.kernel_ksm import Machine as Twin
 
 #: Kernels there is a model of.
 MODELLED = ("6.1", "6.12", "6.18")
-MODELS: dict[str, Callable[[str], Machine]] = {"twin": Twin}
+#: The plain model, and the planner's own.
+MODELS: dict[str, Callable[[str], Machine]] = {
+    "twin": Twin, "planner": lambda kernel: Product(kernel, key=content_key)}
 
 
 @dataclass(frozen=True)

@@ -135,11 +135,14 @@ def _wait_for_workers() -> None:
         time.sleep(0.05)
 
 
-def run_on_host(scripts: Sequence[Script], *, n_at_once: int = N_AT_ONCE,
+def run_on_host(scripts: Sequence[Script], *, n_at_once: int = N_AT_ONCE, wait_s: float = 300,
                 timeout_s: float = 110) -> list[Outcome]:
-    """Run scripts on this kernel, `n_at_once` for each holding of KSM; outcomes in their order."""
+    """Run scripts on this kernel, `n_at_once` for each holding of KSM; outcomes in their order.
+
+    CannotServe as `exclusive_ksm` says.
+    """
     done: list[Outcome] = []
     for first in range(0, len(scripts), n_at_once):
-        with exclusive_ksm():
+        with exclusive_ksm(wait_s):
             done += _run_once(scripts[first:first + n_at_once], timeout_s)
     return done
