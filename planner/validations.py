@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise DataError(f"cannot be written: {error.strerror or error}", where=str(path),
                         instead="check the folder and its permissions") from None

@@ -115,6 +115,7 @@ class Bench:
         control["run"] = 0
         ns, n_visits = self.cpu_ns() - before_ns, control["pages_scanned"] - before
         counts: Counter[str] = Counter()
+        n_scans = 0
         batches: list[int] = []
         at = half
         while n_visits > 0:
@@ -124,8 +125,8 @@ class Bench:
             if n % pages_to_scan:
                 batches.append(n % pages_to_scan)
             n_visits, at = n_visits - n, (at + n) % n_pages
-            counts["scan_ns"] += at == 0
-        counts["batch_ns"] = float(len(batches))
+            n_scans += at == 0
+        counts += Counter({"scan_ns": n_scans, "batch_ns": len(batches)})
         self.add(label, ns, counts, batches)
         # To the end of the scan, for whatever comes next.
         self.start_stepping()

@@ -20,7 +20,6 @@ F64 = npt.NDArray[np.float64]
 #: Candidates of `cold_pages` and `cold_percent`.
 COLD_PAGES = (30, 60, 125, 250, 500, 1000, 2000, 4000, 8000)
 COLD_PERCENTS = tuple(range(0, 105, 5))
-_N_RESAMPLES = 100
 #: Relative errors beyond this come from disturbances more than from the model.
 _OUTLIER = 0.1
 _N_ROUNDS = 3
@@ -135,10 +134,11 @@ def _best(rows: Sequence[Row], names: Sequence[str], percents: Sequence[int],
     return found
 
 
-def fit_costs(rows: Sequence[Row], *, seed: int = 1) -> Fit:
+def fit_costs(rows: Sequence[Row], *, n_resamples: int = 100, seed: int = 1) -> Fit:
     """Fit all costs that `rows` name, and `cold_percent` and `cold_pages` by trying.
 
-    Intervals come from resampling rows of the same label, so repeat experiments.
+    Intervals come from `n_resamples` (at least 1) draws of rows of the same label, so repeat
+    experiments.
     """
     names = sorted({name for row in rows for name in row.counts if row.counts[name]}
                    | {"volatile_ns"})
@@ -150,7 +150,7 @@ def fit_costs(rows: Sequence[Row], *, seed: int = 1) -> Fit:
     random = np.random.default_rng(seed)
     near = [p for p in COLD_PERCENTS if abs(p - percent) <= 20]
     found = []
-    for _ in range(_N_RESAMPLES):
+    for _ in range(n_resamples):
         drawn = [group[i] for group in groups.values()
                  for i in random.integers(0, len(group), len(group))]
         _, sample, sample_percent, _ = _best(drawn, names, near, (pages,))
@@ -161,8 +161,8 @@ def fit_costs(rows: Sequence[Row], *, seed: int = 1) -> Fit:
     intervals = {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
     for name in set(HASHING) & set(names):
         costs[name] += costs["volatile_ns"]
-        intervals[name] = tuple(np.percentile(  # type: ignore[assignment]
-            samples[:, names.index(name)] + samples[:, names.index("volatile_ns")], [5, 95]))
+        both = samples[:, names.index(name)] + samples[:, names.index("volatile_ns")]
+        intervals[name] = (float(np.percentile(both, 5)), float(np.percentile(both, 95)))
     costs["cold_percent"], costs["cold_pages"] = float(percent), float(pages)
     intervals["cold_percent"] = (float(low[-1]), float(high[-1]))
     return Fit(costs, intervals, tuple(errors.tolist()))
