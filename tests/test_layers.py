@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "planner"
 LAYERS: dict[str, set[str]] = {
     "cli": {"runner", "report", "capture", "doctor", "importers", "scenario", "trace", "traceinfo",
             "backtest", "counters", "inventory",
-            "sitekey", "results", "metrics", "errors", "units"},
+            "sitekey", "results", "metrics", "ksm", "live", "validations", "errors", "units"},
     "runner": {"engine", "fleet", "ksm", "policies", "metrics", "results", "scenario", "trace",
             "inventory", "errors", "units"},
     "engine": {"fleet", "policies", "ksm", "metrics", "scenario", "errors"},
@@ -30,6 +30,8 @@ LAYERS: dict[str, set[str]] = {
             "inventory"},
     "importers": {"kernels", "sitekey", "trace", "tables", "units", "errors", "inventory",
             "counters"},
+    "live": {"capture", "fleet", "ksm", "scenario", "trace", "sitekey", "validations", "errors"},
+    "validations": {"errors"},
     "backtest": {"counters", "metrics", "errors"},
     "counters": {"inventory", "tables", "errors"},
     "inventory": {"tables", "errors"},

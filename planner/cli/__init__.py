@@ -13,6 +13,7 @@ import typer
 
 from planner.cli import (
     agent,
+    calibrate,
     capture,
     counters,
     doctor,
@@ -21,6 +22,7 @@ from planner.cli import (
     run,
     scenario,
     trace,
+    validate,
 )
 
 __all__ = ["app", "main"]
@@ -39,10 +41,12 @@ app.command("run")(run.run)
 app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
+app.command("calibrate")(calibrate.calibrate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 app.add_typer(inventory.app, name="import")
 app.add_typer(counters.app, name="validate")
+counters.app.command("live")(validate.live)
 trace.app.command("import")(imports.import_trace)
 trace.app.command("join")(agent.join)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
+from planner.ksm.knobs import KERNELS, KernelVersion, Knobs
+from planner.ksm.machine import Machine
 from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, Credentials, SelectiveKsm
 from planner.ksm.space import (
     Counters,
@@ -17,6 +19,7 @@ from planner.ksm.space import (
 
 __all__ = [
     "BUILTIN_UNMEASURED",
+    "KERNELS",
     "KSM_CREAT",
     "KSM_EXCL",
     "KSM_SYNC",
@@ -25,6 +28,9 @@ __all__ = [
     "Credentials",
     "EventTable",
     "FullScan",
+    "KernelVersion",
+    "Knobs",
+    "Machine",
     "MergeCounts",
     "MergeSpaces",
     "SelectiveKsm",
