@@ -1,7 +1,7 @@
 """Selective KSM by the rules of the kernel's KSM: what planning assumes of an implementation.
 
 `ksm_open`, `ksm_unlink`, `ksm_merge` and `ksm_unmerge` take and refuse what the proposal's calls
-do (`planner.ksm.partitions`); pages are merged as ksmd would, within a partition. One that ends
+do (`planner.ksm.partition_names`); pages are merged as ksmd would, within a partition. One that ends
 has its pages unmerged, because a merged page without its stable node could not be kept account
 of.
 """
@@ -12,7 +12,7 @@ import errno
 from collections.abc import Mapping, Sequence
 
 from planner.ksm.knobs import Knobs
-from planner.ksm.partitions import (
+from planner.ksm.partition_names import (
     KSM_CREAT,
     KSM_EXCL,
     KSM_SYNC,
