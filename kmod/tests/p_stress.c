@@ -149,9 +149,18 @@ static void lose(struct writer *w, int page, int n)
 	}
 }
 
+static pthread_mutex_t moving = PTHREAD_MUTEX_INITIALIZER;
+
+/*
+ * One at a time in a process: an mremap that fails may have unmapped the new place, which another
+ * thread could have got before it is unmapped once more.
+ */
 static void move(struct writer *w)
 {
-	char *to = mmap(NULL, N_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *to;
+
+	pthread_mutex_lock(&moving);
+	to = mmap(NULL, N_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	w->slot->at[w->number] = 0;
 	if (to == MAP_FAILED ||
@@ -163,6 +172,7 @@ static void move(struct writer *w)
 		w->at = to;
 	}
 	w->slot->at[w->number] = (uintptr_t)w->at;
+	pthread_mutex_unlock(&moving);
 }
 
 static void one(struct writer *w)
