@@ -5,7 +5,7 @@
  * zram, protect, move, lock, exit; and memory is compacted. Every process knows what each of its
  * pages must hold.
  *
- * It takes 15 seconds, or what planner.stress= on the kernel's command line says: the kernel hands that
+ * It takes 15 seconds, or what planner_stress= on the kernel's command line says: the kernel hands that
  * to its first process in the environment.
  *
  * Two partitions share the processes by halves of their memory; at the end no frame is in both.
@@ -399,8 +399,8 @@ int main(void)
 	uint64_t seed = 1;
 	int fds[N_WRITERS];
 
-	if (getenv("planner.stress"))
-		seconds = atoi(getenv("planner.stress"));
+	if (getenv("planner_stress"))
+		seconds = atoi(getenv("planner_stress"));
 	allow(true);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		      -1, 0);
