@@ -40,6 +40,7 @@ LAYERS: dict[str, set[str]] = {
     "trace": {"tables", "units", "errors"},
     "tables": {"errors"},
     "agent": set(),
+    "partitions": {"errors"},
     "sitekey": {"errors"},
     "kernels": set(),
     "units": set(),

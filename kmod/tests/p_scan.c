@@ -47,10 +47,9 @@ static bool wait_for(const char *name, const char *file, long long value)
 	return sysfs(name, file) == value;
 }
 
-/* Waits for full scans. */
-static bool wait_scans(const char *name, int n)
+/* Waits until there have been so many full scans. */
+static bool wait_scans(const char *name, long long until)
 {
-	long long until = sysfs(name, "full_scans") + n;
 	int i;
 
 	for (i = 0; i < 1000 && sysfs(name, "full_scans") < until; i++)
@@ -103,7 +102,7 @@ int main(void)
 	need(!sysfs_write("scan", "sleep_millisecs", "100000"));
 	order(&a, ORDER_FILL, at_a, 10, 900);
 	order(&b, ORDER_FILL, at_b, 10, 900);
-	need(!sysfs_write("scan", "pages_to_scan", "800"));
+	need(!sysfs_write("scan", "pages_to_scan", "2000"));
 	{
 		int i;
 		long long n_volatile = -1;
@@ -112,8 +111,9 @@ int main(void)
 		for (i = 1; i < 5; i++) {
 			order(&a, ORDER_FILL, at_a, 10, 900 + 100 * i);
 			order(&b, ORDER_FILL, at_b, 10, 900 + 100 * i);
+			scanned = sysfs("scan", "full_scans");
 			need(!sysfs_write("scan", "sleep_millisecs", "100000"));
-			wait_scans("scan", 1);
+			need(wait_scans("scan", scanned + 1));
 			usleep(50000);
 			n_volatile = sysfs("scan", "pages_volatile");
 		}
@@ -130,7 +130,7 @@ int main(void)
 	is(sysfs("scan", "pages_sharing"), N, "what is merged stays merged");
 	order(&a, ORDER_FILL, at_a + 100 * PAGE, 100, 40000);
 	order(&b, ORDER_FILL, at_b + 100 * PAGE, 100, 40000);
-	ok(wait_scans("scan", 4), "it scans on");
+	ok(wait_scans("scan", sysfs("scan", "full_scans") + 4), "it scans on");
 	is(frames_equal(a.pid, at_a, b.pid, at_b, N), N - 100, "but not there");
 	is(error_of(ksm_attach(fd, a.pid, (void *)at_a, N * PAGE)), 0, "all of it is attached again");
 	is(counters_of(fd).n_ranges, 2, "as one");
@@ -146,7 +146,7 @@ int main(void)
 	is(error_of(ksm_detach(fd, a.pid, (void *)at_a, PAGE)), 0, "but not detaching");
 	allow(true);
 	need(!ksm_attach(fd, a.pid, (void *)at_a, PAGE));
-	ok(wait_scans("scan", 2), "allow_merge=1 lets it go on");
+	ok(wait_scans("scan", sysfs("scan", "full_scans") + 2), "allow_merge=1 lets it go on");
 
 	/* Exits. */
 	target_kill(&a);

@@ -5,7 +5,7 @@
  * zram, protect, move, lock, exit; and memory is compacted. Every process knows what each of its
  * pages must hold.
  *
- * It takes 15 seconds, or what planner.stress= on the kernel's command line says: the kernel hands that
+ * It takes 15 seconds, or what planner_stress= on the kernel's command line says: the kernel hands that
  * to its first process in the environment.
  *
  * Two partitions share the processes by halves of their memory; at the end no frame is in both.
@@ -149,9 +149,18 @@ static void lose(struct writer *w, int page, int n)
 	}
 }
 
+static pthread_mutex_t moving = PTHREAD_MUTEX_INITIALIZER;
+
+/*
+ * One at a time in a process: an mremap that fails may have unmapped the new place, which another
+ * thread could have got before it is unmapped once more.
+ */
 static void move(struct writer *w)
 {
-	char *to = mmap(NULL, N_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *to;
+
+	pthread_mutex_lock(&moving);
+	to = mmap(NULL, N_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	w->slot->at[w->number] = 0;
 	if (to == MAP_FAILED ||
@@ -163,6 +172,7 @@ static void move(struct writer *w)
 		w->at = to;
 	}
 	w->slot->at[w->number] = (uintptr_t)w->at;
+	pthread_mutex_unlock(&moving);
 }
 
 static void one(struct writer *w)
@@ -389,8 +399,8 @@ int main(void)
 	uint64_t seed = 1;
 	int fds[N_WRITERS];
 
-	if (getenv("planner.stress"))
-		seconds = atoi(getenv("planner.stress"));
+	if (getenv("planner_stress"))
+		seconds = atoi(getenv("planner_stress"));
 	allow(true);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		      -1, 0);

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import faults
+import partition_faults
 
 HERE = Path(__file__).resolve().parent
 KMOD = HERE.parent
@@ -57,9 +58,10 @@ FUNCTIONAL = ("t_content", "t_undisturbed", "t_abi", "t_races", "t_leak", "t_key
               "t_lockdown")
 STRESS = ("t_stress",)
 #: The same for Selective KSM.
-PARTITION = ("p_calls", "p_merge", "p_refuse", "p_scan", "p_unload")
+PARTITION = ("p_calls", "p_merge", "p_refuse", "p_scan", "p_killed", "p_unload")
 PARTITION_STRESS = ("p_stress",)
 ALL = FUNCTIONAL + STRESS + PARTITION + PARTITION_STRESS
+FAULTS = faults.FAULTS + partition_faults.FAULTS
 #: What runs with a module that was built without Selective KSM.
 DUMP_ONLY = ("t_abi", "p_absent")
 
@@ -546,7 +548,7 @@ def fault_jobs(bench: Bench, series: str) -> dict[str, Callable[[], list[str]]]:
         return [] if is_noticed else [f"not noticed: {problems[:3]}"]
 
     jobs: dict[str, Callable[[], list[str]]] = {}
-    for fault in faults.FAULTS:
+    for fault in FAULTS:
         jobs[f"fault: {fault.name}"] = functools.partial(caught, fault)
     jobs["not broken"] = functools.partial(bench.breakage, series, "not")
     for how, pattern in faults.BREAKAGES.items():
