@@ -15,7 +15,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "planner"
 LAYERS: dict[str, set[str]] = {
     "cli": {"runner", "report", "capture", "doctor", "importers", "scenario", "trace", "traceinfo",
             "backtest", "counters", "inventory",
-            "sitekey", "results", "metrics", "ksm", "live", "validations", "errors", "units"},
+            "sitekey", "results", "metrics", "ksm", "live", "validations", "apply", "partitions",
+            "errors", "units"},
+    "apply": {"capture", "partitions", "trace", "errors"},
     "runner": {"engine", "fleet", "ksm", "policies", "metrics", "results", "scenario", "trace",
             "inventory", "errors", "units"},
     "engine": {"fleet", "policies", "ksm", "metrics", "scenario", "errors"},

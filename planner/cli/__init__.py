@@ -13,6 +13,7 @@ import typer
 
 from planner.cli import (
     agent,
+    apply,
     calibrate,
     capture,
     counters,
@@ -42,11 +43,13 @@ app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
 app.command("calibrate")(calibrate.calibrate)
+app.command("apply")(apply.apply)
 app.command("doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 app.add_typer(inventory.app, name="import")
 app.add_typer(counters.app, name="validate")
 counters.app.command("live")(validate.live)
+counters.app.command("plan")(apply.validate_plan)
 trace.app.command("import")(imports.import_trace)
 trace.app.command("join")(agent.join)
 
