@@ -1,9 +1,9 @@
 """Selective KSM by the rules of the kernel's KSM: what planning assumes of an implementation.
 
 `ksm_open`, `ksm_unlink`, `ksm_merge` and `ksm_unmerge` take and refuse what the proposal's calls
-do (`planner.ksm.partition_names`); pages are merged as ksmd would, within a partition. One that ends
-has its pages unmerged, because a merged page without its stable node could not be kept account
-of.
+do (`planner.ksm.partition_names`); pages are merged as ksmd would, within a partition. A
+partition that ends has its pages unmerged, because a merged page without its stable node could
+not be kept account of.
 """
 
 from __future__ import annotations

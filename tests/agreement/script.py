@@ -427,7 +427,7 @@ class _Maker:
     def _pid(self) -> int:
         if self._random.random() < 0.95:
             return self._pick()
-        odd = [*PIDS, *range(1, self._next_process)]
+        odd: list[int] = [*PIDS, *range(1, self._next_process)]
         return self._random.choice(odd)
 
     def _call(self, name: str) -> None:
