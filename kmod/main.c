@@ -3,7 +3,7 @@
  * ksm_planner: lists the pages of an address space with keyed hashes of their content, without
  * disturbing them (include/uapi/planner/pagehash.h; internal.h says how the files fit together);
  * and, unless it is built without, merges equal pages within partitions
- * (include/uapi/planner/ksm_partition.h; partition.h).
+ * (include/uapi/planner/ksm_partition.h; partition_internal.h).
  */
 #include <linux/module.h>
 

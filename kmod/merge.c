@@ -22,7 +22,7 @@
 #include <linux/timekeeping.h>
 #include <linux/xxhash.h>
 
-#include "partition.h"
+#include "partition_internal.h"
 
 /* Mappings, holes and empty page tables looked at in one step. */
 #define PLANNER_LOOKS	4096

@@ -15,7 +15,7 @@
 #include <linux/workqueue.h>
 
 #include "internal.h"
-#include "partition.h"
+#include "partition_internal.h"
 
 #define PLANNER_REAP_MS		5000
 #define PLANNER_OPEN_FLAGS	(O_ACCMODE | O_CLOEXEC | KSM_SYNC | KSM_CREAT | KSM_EXCL)

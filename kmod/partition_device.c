@@ -15,7 +15,7 @@
 #include <linux/uaccess.h>
 
 #include "internal.h"
-#include "partition.h"
+#include "partition_internal.h"
 
 /**
  * struct planner_handle - a descriptor

@@ -12,7 +12,7 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 
-#include "partition.h"
+#include "partition_internal.h"
 
 #define PLANNER_PAGES_TO_SCAN	100
 #define PLANNER_SLEEP_MS	20

@@ -14,7 +14,7 @@
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 
-#include "partition.h"
+#include "partition_internal.h"
 
 static bool planner_own_directory;
 module_param_named(own_directory, planner_own_directory, bool, 0444);

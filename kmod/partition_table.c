@@ -13,7 +13,7 @@
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 
-#include "partition.h"
+#include "partition_internal.h"
 
 /* Mappings of one frame; the counter has room for twice as many. */
 #define PLANNER_REFS_MAX	(1 << 30)

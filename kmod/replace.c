@@ -34,7 +34,7 @@
 #include <linux/timekeeping.h>
 #include <linux/userfaultfd_k.h>
 
-#include "partition.h"
+#include "partition_internal.h"
 
 /* Looks at a page table that another CPU keeps changing. */
 #define PLANNER_TRIES	16

@@ -313,8 +313,9 @@ static void test_no_leak(void)
 	int fd = partition("leak"), i;
 
 	for (i = 0; i < 12; i++) {
-		at_a = subject(&a, N, 1);
-		at_b = subject(&b, N, 1);
+		/* Other contents each time: an equal one would take the place of what is left. */
+		at_a = subject(&a, N, (i + 1) * 100000);
+		at_b = subject(&b, N, (i + 1) * 100000);
 		merge(fd, a.pid, at_a, N);
 		merge(fd, b.pid, at_b, N);
 		unmerge(fd, a.pid, at_a, N / 2);

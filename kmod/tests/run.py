@@ -60,7 +60,9 @@ STRESS = ("t_stress",)
 #: The same for Selective KSM.
 PARTITION = ("p_calls", "p_merge", "p_refuse", "p_scan", "p_killed", "p_unload")
 PARTITION_STRESS = ("p_stress",)
-ALL = FUNCTIONAL + STRESS + PARTITION + PARTITION_STRESS
+#: The same with guests in the machine: a QEMU of its own is in the file system.
+PARTITION_GUEST = ("p_guest",)
+ALL = FUNCTIONAL + STRESS + PARTITION + PARTITION_STRESS + PARTITION_GUEST
 FAULTS = faults.FAULTS + partition_faults.FAULTS
 #: What runs with a module that was built without Selective KSM.
 DUMP_ONLY = ("t_abi", "p_absent")
@@ -255,6 +257,24 @@ def build_tests(folder: Path) -> list[Path]:
     return programs
 
 
+def guest_files(folder: Path) -> dict[str, bytes]:
+    """A QEMU with its libraries and a guest for it, by their places in the test machine."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        raise RunnerError("qemu-system-x86_64 is not installed")
+    source = HERE / "guest"
+    elf, image = folder / "guest.elf", folder / "guest.bin"
+    run("gcc", "-m32", "-O2", "-ffreestanding", "-fno-pic", "-fno-stack-protector",
+        "-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-nostdlib", "-static",
+        "-Wall", "-Wextra", "-Werror", f"-Wl,-T,{source / 'guest.ld'}", "-Wl,--build-id=none",
+        "-o", elf, source / "guest.c")
+    run("objcopy", "-O", "binary", elf, image)
+    files = {"guest/qemu": Path(qemu).read_bytes(), "guest/guest.bin": image.read_bytes()}
+    for library in re.findall(r"(/\S+) \(0x", run("ldd", qemu)):
+        files[library.lstrip("/")] = Path(library).read_bytes()
+    return files
+
+
 def _cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
     """A cpio archive (newc) of (name, mode, content)."""
     out = io.BytesIO()
@@ -293,8 +313,10 @@ def _kernel_modules(kernel: Kernel, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def make_initramfs(kernel: Kernel, modules: Iterable[Path], programs: Iterable[Path],
-                   path: Path) -> None:
-    """Write the file system of the test machine."""
+                   path: Path, files: dict[str, bytes] | None = None) -> None:
+    """Write the file system of the test machine, with more `files` by their places."""
+    files = files or {}
+
     def entries() -> Iterator[tuple[str, int, bytes]]:
         for folder in ("bin", "lib", "dev", "tests"):
             yield folder, 0o040755, b""
@@ -308,6 +330,11 @@ def make_initramfs(kernel: Kernel, modules: Iterable[Path], programs: Iterable[P
             yield f"lib/{name}.ko", 0o100644, content
         for program in programs:
             yield f"tests/{program.name}", 0o100755, program.read_bytes()
+        folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+        for folder in sorted(folders - {"lib"}):
+            yield folder, 0o040755, b""
+        for name, content in files.items():
+            yield name, 0o100755, content
 
     path.write_bytes(_cpio(entries()))
 
@@ -429,7 +456,7 @@ def _judge_tap(lines: list[str], tests: list[str]) -> list[str]:
 def machines(tests: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Groups of tests that share a machine."""
     tests = tuple(tests)
-    for group in (FUNCTIONAL, STRESS, PARTITION, PARTITION_STRESS):
+    for group in (FUNCTIONAL, STRESS, PARTITION, PARTITION_STRESS, PARTITION_GUEST):
         names = tuple(name for name in group if name in tests)
         if names:
             yield names
@@ -462,7 +489,7 @@ class Bench:
               tests: tuple[str, ...], timeout: float, arguments: str = "") -> list[str]:
         initramfs = self.folder / f"initramfs-{kernel.series}-{name}"
         make_initramfs(kernel, modules, [path for path in programs if path.name in tests],
-                       initramfs)
+                       initramfs, self._guest() if tests == PARTITION_GUEST else None)
         is_stress = tests in (STRESS, PARTITION_STRESS)
         result = boot(kernel, initramfs, tests, n_cpus=2 if is_stress else 1,
                       memory_mib=512 if is_stress else 768, timeout=timeout, arguments=arguments)
@@ -476,6 +503,10 @@ class Bench:
         n_ok = sum(line.startswith("ok ") for line in result.tap.splitlines())
         print(f"{kernel.release}: {name}: {n_ok} ok, {result.seconds:.1f} s", flush=True)
         return judge(result, tests)
+
+    def _guest(self) -> dict[str, bytes]:
+        with self._lock:
+            return guest_files(self.folder)
 
     def suite(self, series: str, tests: tuple[str, ...]) -> list[str]:
         """Problems of the module as it is."""
