@@ -146,12 +146,14 @@ static long perform(struct slot *slot)
 			need(mremap(at(v + i), PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
 				    at(a[3] + i)) == at(a[3] + i));
 	} else if (!strcmp(name, "fork")) {
+		/* The slot is used again as soon as this one has answered. */
+		int child = a[1];
 		/* The child is the driver's, which waits for its end. */
 		pid_t pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
 
 		need(pid >= 0);
 		if (!pid)
-			serve(a[1]);
+			serve(child);
 		return pid;
 	} else if (!strcmp(name, "exit")) {
 		_exit(0);

@@ -110,11 +110,13 @@ def _boot(image: Path, initramfs: Path, folder: Path, memory_mib: int,
             console.read_text(errors="replace") if console.exists() else "")
 
 
-def run_scripts(series: str, scripts: Sequence[list[Operation]]) -> list[list[str]]:
+def run_scripts(series: str, scripts: Sequence[list[Operation]], *,
+                timeout_s: float = 300) -> list[list[str]]:
     """The driver's lines for each script; fewer lists than scripts where it gave up."""
     with tempfile.TemporaryDirectory() as name:
         driver = build(HERE / "driver.c", Path(name))
-        told = run_program(series, driver, {"input": "".join(map(written, scripts)).encode()})
+        told = run_program(series, driver, {"input": "".join(map(written, scripts)).encode()},
+                           timeout_s=timeout_s)
     answers: list[list[str]] = [[]]
     for line in told.splitlines():
         if line == "end":

@@ -219,6 +219,16 @@ def random_script(seed: int, n_operations: int = 100) -> list[Operation]:
     return _Maker(seed).script(n_operations)
 
 
+def scripts(seed: int, calls: int) -> list[list[Operation]]:
+    """Random scripts with at least this many calls in all."""
+    made: list[list[Operation]] = []
+    n_made = 0
+    while n_made < calls:
+        made.append(random_script(seed * 100_000 + len(made)))
+        n_made += n_calls(made[-1])
+    return made
+
+
 class _Maker:
     """Makes a script while running it on the model, which knows what is mapped."""
 
