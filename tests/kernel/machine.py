@@ -239,8 +239,8 @@ def run_machine(series: str, script: str, folder: Path, *, memory_mib: int = 153
     console, output = folder / "console.log", folder / "output.log"
     started = time.monotonic()
     machine = subprocess.Popen(
-        ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", _CPU, "-m", str(memory_mib),
-         "-smp", "1", "-kernel", kernel.image, "-initrd", initramfs, "-append",
+        ["qemu-system-x86_64", "-machine", "pc,accel=tcg,mem-merge=off", "-cpu", _CPU,
+         "-m", str(memory_mib), "-smp", "1", "-kernel", kernel.image, "-initrd", initramfs, "-append",
          "console=ttyS0 oops=panic panic=-1 transparent_hugepage=madvise loglevel=7",
          "-drive", f"file={python_disk()},format=raw,if=virtio,snapshot=on", "-no-reboot",
          "-display", "none", "-monitor", "none", "-nic", "none", "-serial", f"file:{console}",
