@@ -97,7 +97,7 @@ def document(**changes: Any) -> dict[str, Any]:
         return {"name": tenant, "title": tenant, "values": {"domain": tenant}, "mode": mode,
                 "domains": [tenant],
                 "expected": {"saved_bytes": 8 * PAGE, "saved_zero_bytes": PAGE,
-                             "pages_sharing": 7},
+                             "pages_sharing": 7, "ksm_zero_pages": 1},
                 "members": [{"guest": f"{tenant}-{i}", "host": "host-1", "domain": tenant,
                              "labels": {}} for i in (1, 2)]}
 

@@ -139,13 +139,15 @@ def _partition(row: Mapping[str, Any]) -> PlannedPartition:
 
 
 def _expected(row: Mapping[str, Any] | None) -> tuple[int | None, bool]:
-    """Frames freed: by the counter where the plan has it, else by bytes, net of metadata."""
+    """Frames freed: by KSM's counters where the plan has them, else by bytes, net of metadata.
+
+    Pages of zeroes are in pages_sharing, unless `use_zero_pages` had them mapped to the zero page.
+    """
     if row is None:
         return None, False
-    zero_pages = int(row["saved_zero_bytes"]) // 4096
     if "pages_sharing" in row:
-        return int(row["pages_sharing"]) + zero_pages, False
-    return int(row["saved_bytes"]) // 4096 + zero_pages, True
+        return int(row["pages_sharing"]) + int(row.get("ksm_zero_pages", 0)), False
+    return (int(row["saved_bytes"]) + int(row["saved_zero_bytes"])) // 4096, True
 
 
 def _trigger(row: Mapping[str, Any]) -> str:
