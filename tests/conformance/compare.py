@@ -17,7 +17,6 @@ from tests.conformance.script import (
     Script,
     content_key,
     first_difference,
-    n_observations,
     run_script,
 )
 from tests.conformance.shrink import shrunk
@@ -97,8 +96,3 @@ def shortest(mismatch: Mismatch) -> Mismatch:
     if found is None:
         return mismatch
     return Mismatch(mismatch.model, mismatch.kernel, script, found)
-
-
-def n_scans(scripts: Sequence[Script]) -> int:
-    """Observations of some scripts together."""
-    return sum(map(n_observations, scripts))

@@ -376,6 +376,11 @@ def n_observations(script: Script) -> int:
     return sum(step[0] in OBSERVING for step in script)
 
 
+def n_scans(script: Script) -> int:
+    """How many scans, or batches of one, a script makes."""
+    return sum(step[0] in ("scan", "scan_pages") for step in script)
+
+
 def dense_frames(raw: dict[int, list[tuple[int, list[int]]]]) -> dict[int, dict[int, int]]:
     """Frames by process and vpn, renumbered by first appearance, from (vpn, ids) stretches."""
     numbers: dict[int, int] = {}
