@@ -191,6 +191,9 @@ def visit(s: int, p: int, is_gated: bool, w: World) -> int:
         forget(s, w)
         sites[s, k.S_PART] = p
         meta = sites[s, k.S_META]
+    if meta & k.M_STABLE and n >= 0 and sites[s, k.S_NODE] == n:  # mapped again by fork
+        sites[s, k.S_META] = meta | k.M_MERGED
+        return k.QUICK
     is_new = not meta & k.M_ITEM
     if is_new:
         sites[s, k.S_META] |= k.M_ITEM

@@ -151,6 +151,14 @@ def forget(s: int, w: World) -> None:
 
 
 @helper
+def _sweep(w: World) -> None:
+    """Notice all stale nodes without items: more than two nodes a page can only be so many."""
+    for n in range(len(w.nodes)):
+        if w.nodes[n, k.N_FRAME] == k.STALE and w.nodes[n, k.N_ITEMS] == 0:
+            remove_node(n, w)
+
+
+@helper
 def _has_room(n: int, more: int, p: int, w: World) -> bool:
     """`__is_page_sharing_candidate`."""
     items = w.nodes[n, k.N_ITEMS]
@@ -243,6 +251,8 @@ def stable_insert(f: int, content: int, p: int, w: World) -> int:
     """`stable_tree_insert`: a new node for the KSM page f; the first equal one makes a chain."""
     nodes, contents, parts = w.nodes, w.contents, w.parts
     row = content + parts[p, k.P_CONTENT_OFFSET]
+    if w.host[k.H_NODE_FREE] < 0 and w.host[k.H_NODE_TOP] == len(nodes):
+        _sweep(w)
     has_entry = False
     if w.host[k.H_EXACT]:
         at = parts[p, k.P_STABLE_ROOT]

@@ -356,7 +356,7 @@ class MergeSpaces:
         no_tree = np.zeros((0, k.TREE_FIELDS), dtype=np.int32)
         self._w = k.World(
             sites=rows_of_sites, frames=frames, contents=self._empty_contents(),
-            nodes=np.zeros((n + 1, k.NODE_FIELDS), dtype=np.int32), slots=slots, parts=parts,
+            nodes=np.zeros((2 * n + 2, k.NODE_FIELDS), dtype=np.int32), slots=slots, parts=parts,
             host=host, order=order, zero=zero, cost=cost.as_array(), mm=mm, vpn=vpn,
             event_time=event_time, events=rows, log=np.zeros((_LOG_ROWS, 3), dtype=np.int64),
             unstable_tree=no_tree, stable_tree=no_tree, keys=np.zeros(0, dtype=np.uint64))
@@ -394,6 +394,8 @@ class MergeSpaces:
         knobs = knobs or Knobs.of_kernel(self.kernel)
         if not knobs.merge_across_nodes:
             raise UsageError("nodes of pages are not known", where="merge_across_nodes")
+        if self.kernel == "6.1" and (knobs.smart_scan or knobs.advisor_mode != "none"):
+            raise UsageError("Linux 6.1 has neither smart_scan nor an advisor", where="knobs")
         self.set_max_page_sharing(partition, knobs.max_page_sharing)
         part = self._w.parts[row]
         is_advised = knobs.advisor_mode != "none"
@@ -509,8 +511,8 @@ class MergeSpaces:
     def _unmerge(self, row: int, first: int, last: int, requested_pages: int) -> UnmergeCounts:
         part = self._w.parts[row]
         n_zero = int(part[k.P_ZERO])
-        kernels.forget_range(row, first, last, self._w)
         n_unmerged = int(kernels.break_range(row, first, last, self._w))
+        kernels.forget_range(row, first, last, self._w)
         n_unmerged += n_zero - int(part[k.P_ZERO])
         cost_ns = self.cost.call_ns + n_unmerged * self.cost.unmerge_ns
         part[k.P_CPU_NS] += cost_ns
