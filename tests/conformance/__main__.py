@@ -18,7 +18,7 @@ from collections import Counter
 from tests.conformance.compare import MODELLED, MODELS, mismatches, run_on, shortest
 from tests.conformance.driver import CannotServe
 from tests.conformance.random_scripts import random_scripts
-from tests.conformance.script import n_scans
+from tests.conformance.script import Script, n_scans
 
 #: Scans for each time a kernel is booted or held.
 SCANS_AT_ONCE = 2500
@@ -40,7 +40,7 @@ def main() -> int:
     done = n_pages = n_observations = n_done = 0
     started = time.monotonic()
     while done < len(scripts):
-        chunk = []
+        chunk: list[Script] = []
         while done + len(chunk) < len(scripts) and sum(map(n_scans, chunk)) < SCANS_AT_ONCE:
             chunk.append(scripts[done + len(chunk)])
         outcomes = run_on(options.kernel, chunk)

@@ -7,7 +7,9 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from planner.ksm.knobs import KernelVersion
 from planner.ksm.machine import Machine as Product
 from tests.conformance.driver import CannotServe, Outcome
 from tests.conformance.live import run_on_host
@@ -26,7 +28,7 @@ from tests.oracles.kernel_ksm import Machine as Twin
 MODELLED = ("6.1", "6.12", "6.18")
 #: The plain model, and the planner's own.
 MODELS: dict[str, Callable[[str], Machine]] = {
-    "twin": Twin, "planner": lambda kernel: Product(kernel, key=content_key)}
+    "twin": Twin, "planner": lambda kernel: Product(cast(KernelVersion, kernel), key=content_key)}
 
 
 @dataclass(frozen=True)
