@@ -224,7 +224,7 @@ def _merge_spaces(host: FleetHost, partitions: PartitionMap,
         EventTable(host.event_time_ns, host.event_site, content[n_sites:], host.event_frame),
         n_partitions=len(partitions.names), content_is_zero=zero,
         domain_is_sensitive=np.array([domain in sensitive for domain in host.domains], np.uint8),
-        kernel=host.spec.kernel, hz=host.spec.hz, cost=cost)
+        kernel=host.spec.kernel, hz=host.spec.hz, cost=cost, trees="auto")
 
 
 def _contents_in_partitions(host: FleetHost, partition_of_site: npt.NDArray[np.int32],

@@ -13,7 +13,15 @@ import pytest
 
 from planner.errors import UsageError
 from planner.kernels import ksm as kernels
-from planner.ksm import BUILTIN_UNMEASURED, EventTable, Knobs, MergeSpaces, SiteTable
+from planner.kernels import ksmstate as k
+from planner.ksm import (
+    BUILTIN_UNMEASURED,
+    EventTable,
+    Knobs,
+    Machine,
+    MergeSpaces,
+    SiteTable,
+)
 from tests.ksm_worlds import compare, random_world, site_table
 
 PROGRAM = Path(__file__).parent / "ksm_worlds.py"
@@ -58,6 +66,54 @@ def test_random_scripts_agree_when_every_index_is_checked(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, str(PROGRAM), "0", "300"], env=env,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_with_exact_trees_huge_pages_are_split_as_on_a_machine(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n_mms, n = 3, 1024
+    share = float(rng.choice([0.3, 0.9]))
+    raw = np.where(rng.random(n_mms * n) < share, 0, rng.integers(1, 1500, n_mms * n)).tolist()
+    sites, is_zero = site_table([0] * len(raw), raw, mm=np.repeat(range(n_mms), n).tolist())
+    sites = replace(sites, vpn=512 + np.arange(n_mms * n) % n, is_huge=np.ones(len(raw), np.uint8))
+    ids = dict(zip(raw, sites.content.tolist(), strict=True))
+    spaces = MergeSpaces(sites, EventTable.empty(), n_partitions=1, content_is_zero=is_zero,
+                         domain_is_sensitive=[False] * 3, trees="exact")
+    keys = spaces.world.keys
+    machine = Machine("6.18", key=lambda content: int(keys[ids.get(content, 0)]))
+    for p in range(1, n_mms + 1):
+        machine.spawn(p)
+        machine.map(p, 512, n, True)
+        machine.write(p, 512, raw[(p - 1) * n : p * n])
+        machine.advise(p, 512, n)
+    spaces.start_scanner(0, Knobs(pages_to_scan=10**9))
+    blocked = 0
+    for scan in range(12):
+        while not spaces.advance(spaces.now_ns + MS):
+            pass
+        machine.full_scan()
+        now, real = spaces.counters(), machine.counters()
+        real.pop("general_profit")
+        assert {name: getattr(now, name) for name in real} == real
+        assert now.frames == machine.physical_frames()
+        blocked = max(blocked, now.pages_volatile) if scan else 0
+    assert blocked > 100  # the searches that ended at a vanished page
+
+
+def test_exact_trees_give_way_to_tables_that_go_on_alike() -> None:
+    rng = np.random.default_rng(1)
+    raw = np.where(rng.random(2048) < 0.5, 0, rng.integers(1, 1500, 2048)).tolist()
+    sites, is_zero = site_table([0] * 2048, raw)
+    sites = replace(sites, is_huge=(np.arange(2048) < 1024).astype(np.uint8))
+    seen = []
+    for trees in ("exact", "auto"):
+        spaces = spaces_of(sites, is_zero, trees=trees)
+        spaces.start_scanner(0, Knobs(pages_to_scan=300))
+        scans = spaces.advance(10_000 * MS)
+        assert len(scans) > 40
+        seen.append((scans, spaces.counters()))
+        assert bool(spaces.world.host[k.H_EXACT]) == (trees == "exact")
+    assert seen[0] == seen[1]
 
 
 def test_a_difference_from_the_twin_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def _pair(s: int, t: int, content: int, p: int, w: World) -> int:
     """`try_to_merge_two_pages`: the scanned page s becomes the KSM page, t's own is dropped."""
     sites = w.sites
     if sites[s, k.S_META] & k.M_HUGE and sites[t, k.S_META] & k.M_HUGE:
-        if w.host[k.H_EXACT]:
+        if w.host[k.H_FOLIOS]:
             is_same = (
                 w.frames[sites[s, k.S_FRAME], k.F_FOLIO] == w.frames[sites[t, k.S_FRAME], k.F_FOLIO]
             )

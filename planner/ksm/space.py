@@ -7,10 +7,12 @@ live frames, so sharing that fork already gave is never a saving.
 
 Merging is the kernel's (docs/ksm-model.md), with its *lazy* bookkeeping: counters describe rmap
 items as of their last visit; a write changes frames at once and counters when ksmd passes.
-Contents are compared by id, and a search meets the entries of its own content only: the bytes
-that order the kernel's trees are not in a trace. So, other than in the kernel, an unstable tree
-is never mis-sorted by writes, a search is not ended by a vanished page of another content, and
-stale stable nodes that no item names are noticed only by searches for their content.
+Contents are compared by id, and the bytes that order the kernel's trees are not in a trace. With
+tables in place of trees a search meets the entries of its own content only. So, other than in the
+kernel, an unstable tree is never mis-sorted by writes, a search is not ended by a vanished page of
+another content, and stale stable nodes that no item names are noticed only by searches for their
+content. The second matters where huge pages with zeroes are split (each leaves such a page in the
+tree, at its left end); then trees in a made-up order serve.
 
 Partitions never share: the frame of a page that several partitions were born sharing (by fork)
 never becomes a KSM page; the first page merged on it is copied to a frame of its own instead.
@@ -19,6 +21,7 @@ never becomes a KSM page; the first page merged on it is copied to a frame of it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,6 +53,12 @@ MM_SLOT_BYTES = 48
 
 _LOG_ROWS = 1024
 _INT32_MAX = 2**31 - 1
+
+#: How trees are kept, see `MergeSpaces`.
+Trees = Literal["tables", "exact", "auto"]
+_MAX_EXACT_SITES = 1 << 21
+#: Full scans without a split after which no more are expected: smart_scan pauses for 9 at most.
+_QUIET_SCANS = 16
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -248,8 +257,11 @@ class MergeSpaces:
 
     Time only moves forward, by `advance`. A partition merges by a scanner of its own
     (`start_scanner`: ksmd), by calls (`merge_range`), or not at all; several scanners run at the
-    same time, each on a CPU of its own. `content_is_zero` u8 or bool, shape (n_contents,);
-    `domain_is_sensitive` likewise, shape (n_domains,).
+    same time, each on a CPU of its own. `trees`: "tables" by content; "exact" for the kernel's
+    red-black trees, with an order of contents made up but for zeroes, which come first: searches
+    meet what lies on their way, at some ten times the cost; "auto" is "exact" while huge pages
+    of a host that is not too large are split, and "tables" then. `content_is_zero` u8 or bool,
+    shape (n_contents,); `domain_is_sensitive` likewise, shape (n_domains,).
 
     Raises `UsageError` when tables do not fit together.
     """
@@ -265,6 +277,7 @@ class MergeSpaces:
         kernel: KernelVersion = "6.18",
         hz: int = 250,
         cost: CostModel = BUILTIN_UNMEASURED,
+        trees: Trees = "tables",
     ) -> None:
         if n_partitions < 0:
             raise UsageError(f"expected at least 0, got {n_partitions}", where="n_partitions")
@@ -353,19 +366,33 @@ class MergeSpaces:
         host[k.H_N_ROWS] = len(zero)
         host[k.H_HASH_FIRST] = kernel != "6.1"
         host[k.H_SPLIT_ZEROES] = kernel != "6.1"
-        no_tree = np.zeros((0, k.TREE_FIELDS), dtype=np.int32)
+        is_exact = trees == "exact" or (
+            trees == "auto" and n <= _MAX_EXACT_SITES and bool((huge[eligible != 0] != 0).any()))
+        host[k.H_EXACT] = is_exact
+        # Only huge pages that are split make the difference worth its time.
+        self._is_exact_for_now = is_exact and trees == "auto"
+        self._quiet = (0, 0)
+        n_linked = is_exact * n, is_exact * len(zero)
+        parts[:, [k.P_STABLE_ROOT, k.P_UNSTABLE_ROOT]] = -1
         self._w = k.World(
             sites=rows_of_sites, frames=frames, contents=self._empty_contents(),
             nodes=np.zeros((2 * n + 2, k.NODE_FIELDS), dtype=np.int32), slots=slots, parts=parts,
             host=host, order=order, zero=zero, cost=cost.as_array(), mm=mm, vpn=vpn,
             event_time=event_time, events=rows, log=np.zeros((_LOG_ROWS, 3), dtype=np.int64),
-            unstable_tree=no_tree, stable_tree=no_tree, keys=np.zeros(0, dtype=np.uint64))
+            unstable_tree=np.zeros((n_linked[0], k.TREE_FIELDS), dtype=np.int32),
+            stable_tree=np.zeros((n_linked[1], k.TREE_FIELDS), dtype=np.int32),
+            keys=_content_keys(zero[: n_linked[1]]))
         ksmpages.initialize(first, self._w)
 
     def _empty_contents(self) -> I32:
         rows = np.full((self._n_base_contents, k.CONTENT_FIELDS), -1, dtype=np.int32)
         rows[:, k.C_NODES] = 0
         return rows
+
+    @property
+    def world(self) -> k.World:
+        """The tables as they are now; not to be changed."""
+        return self._w
 
     @property
     def now_ns(self) -> int:
@@ -449,15 +476,39 @@ class MergeSpaces:
             )
         scans: list[FullScan] = []
         while True:
-            n = kernels.advance(until_ns, self._w)
+            w = self._w
+            if self._is_exact_for_now:
+                w = w._replace(log=w.log[:_QUIET_SCANS])
+            n = kernels.advance(until_ns, w)
             scans.extend(
-                FullScan(time_ns, int(self._w.parts[row, k.P_PLAN]) - 1, seq)
-                for time_ns, row, seq in self._w.log[:n].tolist()
+                FullScan(time_ns, int(w.parts[row, k.P_PLAN]) - 1, seq)
+                for time_ns, row, seq in w.log[:n].tolist()
             )
-            if n < _LOG_ROWS:
+            if self._is_exact_for_now:
+                self._end_exactness(n)
+            if n < len(w.log):
                 break
         self._now_ns = until_ns
         return scans
+
+    def _end_exactness(self, n_scans: int) -> None:
+        """Go on with tables once no huge page was split for some full scans."""
+        host = self._w.host
+        n_splits, n_quiet = self._quiet
+        n_quiet = n_quiet + n_scans if n_splits == host[k.H_SPLITS] else 0
+        self._quiet = int(host[k.H_SPLITS]), n_quiet
+        n_running = int((self._w.parts[:, k.P_IS_RUNNING] != 0).sum())
+        if n_quiet < _QUIET_SCANS * n_running or not n_running:
+            return
+        self._is_exact_for_now = False
+        host[k.H_EXACT] = 0
+        sites, parts = self._w.sites, self._w.parts
+        of_site = sites[:, k.S_PART]
+        in_tree = np.flatnonzero((sites[:, k.S_META] & k.M_UNSTABLE != 0)
+                                 & (sites[:, k.S_SEQ] == parts[of_site, k.P_EPOCH]))
+        rows = sites[in_tree, k.S_OLD] + parts[of_site[in_tree], k.P_CONTENT_OFFSET]
+        self._w.contents[rows, k.C_SITE] = in_tree
+        self._w.contents[rows, k.C_EPOCH] = sites[in_tree, k.S_SEQ]
 
     def _range(self, row: int, mm: int, start_vpn: int, end_vpn: int) -> tuple[int, int]:
         """The part of `order` that holds the sites of the partition in the range."""
@@ -554,7 +605,10 @@ class MergeSpaces:
         new[0, k.P_CONTENT_OFFSET] = len(w.contents)
         if len(w.contents) + self._n_base_contents > _INT32_MAX:
             raise UsageError("too many renewed partitions", where="partition")
+        new[0, [k.P_STABLE_ROOT, k.P_UNSTABLE_ROOT]] = -1
         self._w = w._replace(contents=np.concatenate([w.contents, self._empty_contents()]),
+                             stable_tree=np.resize(w.stable_tree, (
+                                 len(w.stable_tree) + len(w.keys), k.TREE_FIELDS)),
                              parts=np.concatenate([w.parts, new]),
                              slots=np.concatenate([w.slots, slots]))
         return new_row - 1
@@ -599,6 +653,15 @@ class MergeSpaces:
         row = self._row(partition)
         parts, out = self._sample()
         return _counters(parts[row : row + 1], out[row])
+
+
+def _content_keys(zero: NDArray[np.generic]) -> NDArray[np.uint64]:
+    """An order of contents as good as that of their bytes: any, but zeroes come first."""
+    ids = np.arange(len(zero), dtype=np.uint64)
+    key = (ids + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.where(zero != 0, ids, (key ^ (key >> np.uint64(31))) | np.uint64(1 << 63))
 
 
 def _close_ring(slots: I32, members: NDArray[np.int64], offset: int = 0) -> None:

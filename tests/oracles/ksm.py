@@ -289,7 +289,7 @@ class SlowSpaces:
         site.item.node = node
 
     def has_room(self, node: Node, more: int = 0) -> bool:
-        return 0 < len(node.items) and len(node.items) + more < node.space.limit
+        return bool(node.items) and len(node.items) + more < node.space.limit
 
     def meet(self, space: Space, content: int, may_prune: bool) -> Node | None:
         """The node that a search gets at a content's entry, removing what is stale."""
