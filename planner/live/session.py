@@ -148,16 +148,16 @@ def validate_live(request: LiveRequest, *, progress: Callable[[str, float], None
                 raise MachineError("ksmd does not run here, so there is nothing to follow",
                                    where=str(control.folder / "run"),
                                    instead="use --drive-ksm to let it run for this long")
-            _note_others(run, root, pids)
             _capture(request, run, out, Watching(control, run, None, announce), root, progress)
+            _note_others(run, root, pids)
         else:
             changed = dict(request.knobs)
             with driven(pids, force=request.force, root=root, announce=announce) as mine:
                 announce("writing " + ", ".join(
                     f"{k}={v}" for k, v in changed.items()) + ", run=1; all of it is put back")
                 mine.apply(changed)
-                _note_others(run, root, pids)
                 _capture(request, run, out, Watching(mine, run, 1, announce), root, progress)
+                _note_others(run, root, pids)
         if run.seen is None:
             raise InterruptedRunError("stopped before ksmd was watched", instead="nothing was kept")
         trace = open_trace(out, verify=False)

@@ -34,6 +34,9 @@ PROCESSES: dict[str, tuple[str, Workload]] = {
     "node": ("4 Node services, 20 requests/s each", workloads.node),
     "jvm": ("3 JVM services, 20 requests/s each", workloads.jvm),
     "postgres": ("PostgreSQL, pgbench with 6 clients, 60 transactions/s", workloads.postgres),
+    "python-idle": ("6 Python services, no requests", lambda: workloads.python(rate=0)),
+    "node-idle": ("4 Node services, no requests", lambda: workloads.node(rate=0)),
+    "jvm-idle": ("3 JVM services, no requests", lambda: workloads.jvm(rate=0)),
     "mix": ("2 Python, 2 Node, 1 JVM, PostgreSQL with 3 clients", workloads.mix),
 }
 
@@ -103,7 +106,7 @@ def main() -> int:
     parser.add_argument("--for", dest="duration", default="40s")
     parser.add_argument("--every", default="2s")
     parser.add_argument("--before", type=int, default=6)
-    parser.add_argument("--settle", type=float, default=15.0,
+    parser.add_argument("--settle", type=float, default=30.0,
                         help="seconds before the first snapshot")
     args = parser.parse_args()
     plan: dict[str, tuple[str, Workload]] = dict(PROCESSES)
