@@ -141,6 +141,26 @@ def test_time_may_pass_in_any_steps() -> None:
         assert at_once.partition_counters() == in_steps.partition_counters()
 
 
+def test_the_fast_forward_takes_over_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(40):
+        world = random_world(seed)
+        ways = []
+        for after_visits in (1 << 60, 50):
+            monkeypatch.setattr("planner.ksm.space._FAST_AFTER_VISITS", after_visits)
+            spaces = MergeSpaces(world.sites, world.events, **world.options)
+            for p, knobs in enumerate(world.knobs):
+                spaces.start_scanner(p, replace(knobs, pages_to_scan=7))
+            seen: list[object] = []
+            for step in range(12):
+                seen += [spaces.advance(spaces.now_ns + 200 * MS), spaces.partition_counters()]
+                if step == 5:
+                    spaces.start_scanner(0, replace(world.knobs[0], pages_to_scan=3))
+                if step == 9:
+                    seen.append(spaces.merge_range(0, int(world.sites.mm[0]), 0, 600))
+            ways.append(seen)
+        assert ways[0] == ways[1]
+
+
 def test_more_full_scans_than_the_log_holds_are_all_reported() -> None:
     sites, is_zero = site_table([0] * 3, [1, 2, 3])
     spaces = spaces_of(sites, is_zero, hz=1000)

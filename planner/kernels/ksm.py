@@ -33,10 +33,10 @@ from planner.kernels.ksmtrees import (
     unstable_search_insert,
 )
 
-__all__ = ["advance", "apply_event", "batch", "begin_scan", "break_range", "end_scan", "enter_mm",
-           "exit_mm", "forget_range", "leave", "levels", "link_slot", "may_skip", "merge",
-           "next_wake", "process", "register", "remove_all_nodes", "sample", "unlink_slot",
-           "visit", "visit_ns"]
+__all__ = ["advance", "apply_event", "apply_events", "batch", "begin_scan", "break_range",
+           "end_scan", "enter_mm", "exit_mm", "forget_range", "leave", "levels", "link_slot",
+           "may_skip", "merge", "next_wake", "process", "register", "remove_all_nodes", "sample",
+           "unlink_slot", "visit", "visit_ns"]
 
 # ---- time -------------------------------------------------------------------------------------
 
@@ -406,6 +406,16 @@ def batch(p: int, start_ns: int, w: World) -> int:
         end_scan(p, end_ns, parts[p, k.P_CPU_NS], w)
     parts[p, k.P_NEXT_NS] = next_wake(end_ns, parts[p, k.P_SLEEP_JIFFIES], w.host[k.H_JIFFY_NS])
     return end_ns if is_end else -1
+
+
+@kernel
+def apply_events(until_ns: int, w: World) -> None:
+    """Events at times <= until_ns, where no ksmd runs."""
+    e = w.host[k.H_EVENT]
+    while e < len(w.event_time) and w.event_time[e] <= until_ns:
+        apply_event(e, w)
+        e += 1
+    w.host[k.H_EVENT] = e
 
 
 @kernel

@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.errors import UsageError
+from planner.kernels import fastforward, ksmpages
 from planner.kernels import ksm as kernels
-from planner.kernels import ksmpages
 from planner.kernels import ksmstate as k
+from planner.kernels.fastforward import Marks, can_fast_forward, prepare, settle
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
 from planner.ksm.knobs import KernelVersion, Knobs, check_kernel
 
@@ -59,6 +60,8 @@ Trees = Literal["tables", "exact", "auto"]
 _MAX_EXACT_SITES = 1 << 21
 #: Full scans without a split after which no more are expected: smart_scan pauses for 9 at most.
 _QUIET_SCANS = 16
+#: Compiling the fast-forward takes about as long as so many visits.
+_FAST_AFTER_VISITS = 1 << 26
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -372,6 +375,8 @@ class MergeSpaces:
         # Only huge pages that are split make the difference worth its time.
         self._is_exact_for_now = is_exact and trees == "auto"
         self._quiet = (0, 0)
+        self._marks: Marks | None = None
+        self._n_calls = 0
         n_linked = is_exact * n, is_exact * len(zero)
         parts[:, [k.P_STABLE_ROOT, k.P_UNSTABLE_ROOT]] = -1
         self._w = k.World(
@@ -392,6 +397,7 @@ class MergeSpaces:
     @property
     def world(self) -> k.World:
         """The tables as they are now; not to be changed."""
+        self._settle()
         return self._w
 
     @property
@@ -418,6 +424,7 @@ class MergeSpaces:
         node a page lies.
         """
         row = self._row(partition)
+        self._settle()
         knobs = knobs or Knobs.of_kernel(self.kernel)
         if not knobs.merge_across_nodes:
             raise UsageError("nodes of pages are not known", where="merge_across_nodes")
@@ -450,6 +457,7 @@ class MergeSpaces:
 
     def set_max_page_sharing(self, partition: int, max_page_sharing: int) -> None:
         """Pages per KSM page, at least 2; changed only while nothing is merged (as the kernel)."""
+        self._settle()
         part = self._w.parts[self._row(partition)]
         if not 2 <= max_page_sharing <= _INT32_MAX:
             raise UsageError(
@@ -477,9 +485,13 @@ class MergeSpaces:
         scans: list[FullScan] = []
         while True:
             w = self._w
+            if not w.parts[:, k.P_IS_RUNNING].any():
+                self._settle()
+                kernels.apply_events(until_ns, w)
+                break
             if self._is_exact_for_now:
                 w = w._replace(log=w.log[:_QUIET_SCANS])
-            n = kernels.advance(until_ns, w)
+            n = self._visit_until(until_ns, w)
             scans.extend(
                 FullScan(time_ns, int(w.parts[row, k.P_PLAN]) - 1, seq)
                 for time_ns, row, seq in w.log[:n].tolist()
@@ -490,6 +502,21 @@ class MergeSpaces:
                 break
         self._now_ns = until_ns
         return scans
+
+    def _visit_until(self, until_ns: int, w: k.World) -> int:
+        """`kernels.advance`, by the fast-forward once there have been so many visits."""
+        if self._marks is None:
+            n_visits = w.parts[:, [k.P_SCANNED, k.P_SKIPPED]].sum()
+            if n_visits < _FAST_AFTER_VISITS or self._n_calls or not can_fast_forward(w):
+                return int(kernels.advance(until_ns, w))
+            self._marks = prepare(w)
+        return int(fastforward.advance(until_ns, w, self._marks))
+
+    def _settle(self) -> None:
+        """Let all tables be as `kernels.advance` leaves them; they are about to be changed."""
+        if self._marks is not None:
+            settle(self._w, self._marks)
+            self._marks = None
 
     def _end_exactness(self, n_scans: int) -> None:
         """Go on with tables once no huge page was split for some full scans."""
@@ -533,6 +560,8 @@ class MergeSpaces:
         """
         row = self._row(partition)
         first, last = self._range(row, mm, start_vpn, end_vpn)
+        self._settle()
+        self._n_calls += 1
         outcomes = np.zeros(k.N_OUTCOMES, dtype=np.int64)
         self._w.host[k.H_NOW_JIFFY] = self._now_ns // self._w.host[k.H_JIFFY_NS]
         cost_ns = kernels.merge(row, first, last, outcomes, self._w)
@@ -560,6 +589,8 @@ class MergeSpaces:
         return self._unmerge(row, first, last, end_vpn - start_vpn)
 
     def _unmerge(self, row: int, first: int, last: int, requested_pages: int) -> UnmergeCounts:
+        self._settle()
+        self._n_calls += 1
         part = self._w.parts[row]
         n_zero = int(part[k.P_ZERO])
         n_unmerged = int(kernels.break_range(row, first, last, self._w))
@@ -590,6 +621,7 @@ class MergeSpaces:
         the old one has merged stay its own until unmerged. Its counters are part of those of the
         planned partition it renews.
         """
+        self._settle()
         row, w = self._row(partition), self._w
         mine = [(mm, at) for (of_row, mm), at in self._slot_of.items() if of_row == row]
         head, new_row = len(w.slots), len(w.parts)
