@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def validate(name: str, what: str, start: Workload, args: argparse.Namespace) ->
             time.sleep(2)
             fcntl.flock(lock, fcntl.LOCK_EX)
         pids = stack.enter_context(start())
-        time.sleep(args.settle)
+        if name != "qemu":
+            time.sleep(args.settle)
         knobs: dict[str, int | str] = {"pages_to_scan": 2000, "sleep_millisecs": 20}
         for text in args.knob:
             key, _, value = text.partition("=")
@@ -109,6 +111,8 @@ def main() -> int:
     parser.add_argument("--settle", type=float, default=30.0,
                         help="seconds before the first snapshot")
     args = parser.parse_args()
+    # The contexts end what was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan: dict[str, tuple[str, Workload]] = dict(PROCESSES)
     guests = None
     if args.guests:
@@ -123,6 +127,7 @@ def main() -> int:
     try:
         if guests is not None and "qemu" in chosen:
             guests.wait()
+            time.sleep(args.settle)  # not mergeable yet, so without the lock
         for name in chosen:
             what, start = plan[name]
             try:
