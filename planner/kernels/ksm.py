@@ -33,10 +33,10 @@ from planner.kernels.ksmtrees import (
     unstable_search_insert,
 )
 
-__all__ = ["advance", "apply_event", "apply_events", "batch", "begin_scan", "break_range",
-           "end_scan", "enter_mm", "exit_mm", "forget_range", "leave", "levels", "link_slot",
-           "may_skip", "merge", "next_wake", "process", "register", "remove_all_nodes", "sample",
-           "unlink_slot", "visit", "visit_ns"]
+__all__ = ["advance", "aged", "apply_event", "apply_events", "batch", "begin_scan",
+           "break_range", "end_scan", "enter_mm", "exit_mm", "forget_range", "leave", "levels",
+           "link_slot", "may_skip", "merge", "next_wake", "process", "register",
+           "remove_all_nodes", "sample", "unlink_slot", "visit", "visit_ns"]
 
 # ---- time -------------------------------------------------------------------------------------
 
@@ -68,26 +68,28 @@ def levels(n: int) -> int:
 
 
 @helper
-def may_skip(s: int, w: World) -> bool:
-    """`should_skip_rmap_item` for a page that is no KSM page; ages it.
+def aged(meta: int) -> tuple[int, bool]:
+    """`should_skip_rmap_item` on S_META of a page that is no KSM page: the next one, and "skip".
 
     Ages beyond 9 make no difference, so they stop there.
     """
-    meta = w.sites[s, k.S_META]
     age = meta & k.AGE_MASK
     if age < 9:
         meta += 1
-    skip = False
-    if age >= 3:
-        skips = (meta & k.SKIPS_MASK) >> k.SKIPS_SHIFT
-        if skips == 0:
-            skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
-        else:
-            skips -= 1
-            skip = True
-        meta = (meta & ~k.SKIPS_MASK) | (skips << k.SKIPS_SHIFT)
+    if age < 3:
+        return meta, False
+    if meta & k.SKIPS_MASK:
+        return meta - (1 << k.SKIPS_SHIFT), True
+    skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
+    return meta | (skips << k.SKIPS_SHIFT), False
+
+
+@helper
+def may_skip(s: int, w: World) -> bool:
+    """`should_skip_rmap_item` for a page that is no KSM page; ages it."""
+    meta, is_skipped = aged(w.sites[s, k.S_META])
     w.sites[s, k.S_META] = meta
-    return skip
+    return is_skipped
 
 
 @helper
@@ -344,6 +346,15 @@ def batch(p: int, start_ns: int, w: World) -> int:
         ns += cost[k.COST_SCAN]
     at = parts[p, k.P_SLOT]
     i = parts[p, k.P_INDEX]
+    frames, contents = w.frames, w.contents
+    is_plain = w.host[k.H_EXACT] == 0
+    is_smart = parts[p, k.P_SMART_SCAN] != 0
+    use_zero = parts[p, k.P_USE_ZERO] != 0
+    epoch = parts[p, k.P_EPOCH]
+    offset = parts[p, k.P_CONTENT_OFFSET]
+    n_rows = w.host[k.H_N_ROWS]
+    stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+    n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
     budget = parts[p, k.P_PAGES]
     cold_pages = cost[k.COST_COLD_PAGES] if parts[p, k.P_SLEEP_JIFFIES] > 0 else 0
     cold_ns = 0
@@ -361,6 +372,8 @@ def batch(p: int, start_ns: int, w: World) -> int:
         if is_leaving:
             for j in range(first, first + count):
                 forget(order[j], w)
+            stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+            n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
             i = count
         while i < count:
             s = order[first + i]
@@ -369,12 +382,61 @@ def batch(p: int, start_ns: int, w: World) -> int:
             if sites[s, k.S_CONTENT] < 0 or not meta & k.M_VMA:
                 if meta & k.M_ITEM:
                     forget(s, w)
+                    stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+                    n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
                 ns += cost[k.HOLE]
                 continue
             if meta & k.QUICK_FLAGS == k.QUICK_FLAGS and sites[s, k.S_PART] == p:
                 visit_cost = cost[k.QUICK]
+            elif (
+                # Nearly all others in memory at rest, written out (calls take their time): a page
+                # in its pause, and one that goes back to its place in the new unstable tree.
+                is_plain
+                and meta & (k.M_ITEM | k.M_STABLE) == k.M_ITEM
+                and sites[s, k.S_PART] == p
+                and frames[sites[s, k.S_FRAME], k.F_NODE] < 0
+                and (not meta & k.M_UNSTABLE or sites[s, k.S_SEQ] != epoch)
+            ):
+                if is_smart:
+                    meta, is_skipped = aged(meta)
+                    if is_skipped:
+                        if meta & k.M_UNSTABLE:
+                            meta &= ~k.M_UNSTABLE
+                            parts[p, k.P_UNSHARED] -= 1
+                        sites[s, k.S_META] = meta
+                        n_skipped += 1
+                        ns += cost[k.SKIPPED]
+                        continue
+                content = sites[s, k.S_CONTENT]
+                row = content + offset
+                has_row = content < n_rows
+                sites[s, k.S_META] = meta
+                if (
+                    sites[s, k.S_OLD] == content
+                    and not (use_zero and is_zero(content, w))
+                    and not (has_row and (contents[row, k.C_HEAD] >= 0
+                                          or contents[row, k.C_CHAIN] >= 0
+                                          or contents[row, k.C_EPOCH] == epoch))
+                ):
+                    if not meta & k.M_UNSTABLE:
+                        sites[s, k.S_META] = meta | k.M_UNSTABLE
+                        parts[p, k.P_UNSHARED] += 1
+                    sites[s, k.S_SEQ] = epoch
+                    if has_row:
+                        contents[row, k.C_SITE] = s
+                        contents[row, k.C_EPOCH] = epoch
+                    n_unstable = parts[p, k.P_TREE_UNSTABLE] + 1
+                    parts[p, k.P_TREE_UNSTABLE] = n_unstable
+                    n_levels += n_unstable >> n_levels
+                    visit_cost = cost[k.UNIQUE] + stable_ns + cost[k.COST_UNSTABLE + n_levels]
+                else:
+                    visit_cost = visit_ns(process(s, p, True, False, w), p, w)
+                    stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+                    n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
             else:
                 outcome = visit(s, p, True, w)
+                stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+                n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
                 if outcome == k.SKIPPED:
                     n_skipped += 1
                     ns += cost[k.SKIPPED]
