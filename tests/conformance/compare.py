@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from planner.ksm.knobs import KernelVersion
@@ -17,6 +16,7 @@ from tests.conformance.qemu import SERIES, run_in_machine
 from tests.conformance.script import (
     Machine,
     Script,
+    compile_script,
     content_key,
     first_difference,
     run_script,
@@ -41,8 +41,8 @@ class Mismatch:
     difference: str
 
     def __str__(self) -> str:
-        steps = "\n".join(f"  {index}: {json.dumps(step)}" for index, step in
-                          enumerate(self.script))
+        steps = "\n".join(f"  {line}" for line in
+                          compile_script(self.script, "").splitlines()[1:-1])
         return (f"{self.model} differs from Linux {self.kernel} (observed: the kernel; expected: "
                 f"the model):\n{self.difference}\n{steps}")
 
@@ -85,16 +85,19 @@ def mismatches(model: str, kernel: str, scripts: Sequence[Script],
 
 
 def shortest(mismatch: Mismatch) -> Mismatch:
-    """The shortest script that shows a difference, found by running more on the kernel."""
+    """The shortest script that shows a difference, found by running more on the kernel.
+
+    One that alone shows none is given back as it is, and said to be so: it needs what ran before.
+    """
     def fails(candidates: Sequence[Script]) -> list[bool]:
         done = run_on(mismatch.kernel, candidates)
         return [outcome.status == "ok"
                 and difference(mismatch.model, mismatch.kernel, script, outcome) is not None
                 for script, outcome in zip(candidates, done, strict=True)]
 
+    if not fails([mismatch.script])[0]:
+        return replace(mismatch, difference=f"(not when run alone) {mismatch.difference}")
     script = shrunk(mismatch.script, fails)
     [outcome] = run_on(mismatch.kernel, [script])
     found = difference(mismatch.model, mismatch.kernel, script, outcome)
-    if found is None:
-        return mismatch
-    return Mismatch(mismatch.model, mismatch.kernel, script, found)
+    return replace(mismatch, script=script, difference=found or mismatch.difference)

