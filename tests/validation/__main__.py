@@ -107,6 +107,7 @@ def main() -> int:
     parser.add_argument("--knob", action="append", default=[])
     parser.add_argument("--for", dest="duration", default="40s")
     parser.add_argument("--every", default="2s")
+    parser.add_argument("--attempts", type=int, default=5)
     parser.add_argument("--before", type=int, default=6)
     parser.add_argument("--settle", type=float, default=30.0,
                         help="seconds before the first snapshot")
@@ -131,7 +132,12 @@ def main() -> int:
         for name in chosen:
             what, start = plan[name]
             try:
-                result = validate(name, what, start, args)
+                for _ in range(args.attempts):
+                    result = validate(name, what, start, args)
+                    if not any("not among the targets" in note for note in result.notes):
+                        break
+                    print(f"{name}: others became mergeable meanwhile; once more",
+                          file=sys.stderr)
             except (PlannerError, RuntimeError, OSError) as error:
                 print(f"| {name} | failed: {error} |", flush=True)
                 is_failed = True
