@@ -21,7 +21,7 @@ from tests.conformance.random_scripts import random_scripts
 from tests.conformance.script import Script, n_scans
 
 #: Scans for each time a kernel is booted or held.
-SCANS_AT_ONCE = 2500
+SCANS_AT_ONCE = 1000
 
 
 def main() -> int:

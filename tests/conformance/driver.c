@@ -656,6 +656,9 @@ static void begin(void)
 	static const struct command advise = {.op = OP_ADVISE, .vpn = BASE, .n = 1};
 	long before;
 
+	/* Refused while a process that exits still has merged pages. */
+	for (int i = 0; set_knob("max_page_sharing", 256) == EBUSY && i < 100; i++)
+		usleep(50000);
 	if (set_knob("max_page_sharing", 256) || set_knob("use_zero_pages", 0)
 	    || set_knob("stable_node_chains_prune_millisecs", PRUNE_NEVER_MS))
 		die("cannot set the knobs");
