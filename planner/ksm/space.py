@@ -42,6 +42,7 @@ __all__ = [
     "MergeCounts",
     "MergeSpaces",
     "SiteTable",
+    "Trees",
     "UnmergeCounts",
     "next_wake_ns",
 ]
