@@ -397,6 +397,7 @@ def _pass_slot(
             stable_ns = cost[k.COST_STABLE + ksm.levels(parts[p, k.P_TREE_STABLE])]
             late_ns = 0 if w.host[k.H_HASH_FIRST] else stable_ns
             level = ksm.levels(n_tree + 1)
+            has_young = is_smart and group[G_YOUNG] > 0
             if left == 0:
                 break
             rest &= ~(lowest | (lowest - _1))
