@@ -32,6 +32,8 @@ def main() -> int:
     parser.add_argument("--scans", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--most", type=int, default=2, help="mismatches to shrink for each model")
+    parser.add_argument("--wait", type=float, default=300,
+                        help="seconds to wait for KSM while others use it")
     options = parser.parse_args()
     models = options.model or list(MODELS)
     scripts = list(random_scripts(options.seed, options.scans))
@@ -43,7 +45,11 @@ def main() -> int:
         chunk: list[Script] = []
         while done + len(chunk) < len(scripts) and sum(map(n_scans, chunk)) < SCANS_AT_ONCE:
             chunk.append(scripts[done + len(chunk)])
-        outcomes = run_on(options.kernel, chunk)
+        try:
+            outcomes = run_on(options.kernel, chunk, options.wait)
+        except CannotServe as error:
+            print(f"stopped after {done} of {len(scripts)} scripts: {error}", file=sys.stderr)
+            break
         done += len(chunk)
         n_done += sum(map(n_scans, chunk))
         n_observations += sum(len(outcome.observations) for outcome in outcomes)
@@ -56,10 +62,10 @@ def main() -> int:
                     shown[model] += 1
                     print(shortest(mismatch), flush=True)
     for model in models:
-        print(f"Linux {options.kernel}, {model}: {len(scripts)} scripts, {n_done} scans, "
+        print(f"Linux {options.kernel}, {model}: {done} scripts, {n_done} scans, "
               f"{n_observations} observations, {n_pages} pages compared, {wrong[model]} scripts "
               f"differ ({time.monotonic() - started:.0f} s)")
-    return 1 if wrong else 0
+    return 1 if wrong else 0 if done == len(scripts) else 3
 
 
 if __name__ == "__main__":

@@ -55,10 +55,12 @@ def host_series() -> str:
     return series
 
 
-def run_on(kernel: str, scripts: Sequence[Script]) -> list[Outcome]:
-    """Run scripts on this kernel if it is of that series, otherwise in a machine."""
+def run_on(kernel: str, scripts: Sequence[Script], wait_s: float = 300) -> list[Outcome]:
+    """Run scripts on this kernel if it is of that series (`live.exclusive_ksm` says what
+    `wait_s` is), otherwise in a machine.
+    """
     if kernel == ".".join(os.uname().release.split(".")[:2]):
-        return run_on_host(scripts)
+        return run_on_host(scripts, wait_s=wait_s)
     if kernel not in SERIES:
         raise CannotServe(f"Linux {kernel} is neither this kernel nor one of {', '.join(SERIES)}")
     return run_in_machine(kernel, scripts)
