@@ -19,16 +19,9 @@ import simpy
 from planner.fleet import FleetHost
 from planner.ksm.cost import CostModel
 from planner.ksm.knobs import Knobs
+from planner.ksm.records import BYTES_PER_PAGE, Counters, EventTable, FullScan, SiteTable
 from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, SelectiveKsm
-from planner.ksm.space import (
-    BYTES_PER_PAGE,
-    Counters,
-    EventTable,
-    FullScan,
-    MergeSpaces,
-    SiteTable,
-    Trees,
-)
+from planner.ksm.space import MergeSpaces, Trees
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, Recorder
 from planner.policies.partition import PartitionMap, partition_classes
 from planner.policies.timing import merge_times

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from planner.errors import UsageError
-from planner.kernels import ksm as kernels
+from planner.kernels import ksmcalls
 from planner.kernels import ksmstate as k
 from planner.ksm import (
     BUILTIN_UNMEASURED,
@@ -117,12 +117,12 @@ def test_exact_trees_give_way_to_tables_that_go_on_alike() -> None:
 
 
 def test_a_difference_from_the_twin_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = kernels.break_range
+    real = ksmcalls.break_range
 
     def forgetful(p: int, first: int, last: int, world: object) -> int:
         return int(real(p, first, max(first, last - 1), world))
 
-    monkeypatch.setattr(kernels, "break_range", forgetful)
+    monkeypatch.setattr(ksmcalls, "break_range", forgetful)
     with pytest.raises(AssertionError, match="seed"):
         all(compare(seed) for seed in range(20))
 

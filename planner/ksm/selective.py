@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from planner.ksm.knobs import Knobs
-from planner.ksm.space import BYTES_PER_PAGE, MergeCounts, MergeSpaces, UnmergeCounts
+from planner.ksm.records import BYTES_PER_PAGE, MergeCounts, UnmergeCounts
+from planner.ksm.space import MergeSpaces
 
 __all__ = ["KSM_CREAT", "KSM_EXCL", "KSM_SYNC", "Credentials", "SelectiveKsm"]
 

@@ -15,7 +15,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from planner.ksm.knobs import Knobs
-from planner.ksm.space import EventTable, MergeSpaces, SiteTable
+from planner.ksm.records import EventTable, SiteTable
+from planner.ksm.space import MergeSpaces
 from planner.runner import TraceStore, load_scenario, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from planner.ksm.cost import NEAR_LEVELS, CostModel
 from planner.ksm.knobs import Knobs
-from planner.ksm.space import (
+from planner.ksm.records import (
     Counters,
     EventTable,
     FullScan,
