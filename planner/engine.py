@@ -19,15 +19,9 @@ import simpy
 from planner.fleet import FleetHost
 from planner.ksm.cost import CostModel
 from planner.ksm.knobs import Knobs
+from planner.ksm.records import BYTES_PER_PAGE, Counters, EventTable, FullScan, SiteTable
 from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, SelectiveKsm
-from planner.ksm.space import (
-    BYTES_PER_PAGE,
-    Counters,
-    EventTable,
-    FullScan,
-    MergeSpaces,
-    SiteTable,
-)
+from planner.ksm.space import MergeSpaces, Trees
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, Recorder
 from planner.policies.partition import PartitionMap, partition_classes
 from planner.policies.timing import merge_times
@@ -71,7 +65,10 @@ class _HostRun:
         self._map = partition_classes(host, policy)
         self._names = _kernel_names(self._map.names)
         self._partition_of_site = self._map.of_class[host.site_class]
-        self._spaces = _merge_spaces(host, self._map, self._partition_of_site, sensitive, cost)
+        # Calls are a proposal: how its trees would be searched, nobody has decided.
+        trees: Trees = "auto" if isinstance(policy.merge, Ksmd) else "tables"
+        self._spaces = _merge_spaces(host, self._map, self._partition_of_site, sensitive, cost,
+                                     trees)
         self._env = simpy.Environment(initial_time=0)
         self._sampled_at_ns = -1
 
@@ -210,7 +207,7 @@ def _sample_columns(counters: Counters) -> dict[str, int]:
 
 def _merge_spaces(host: FleetHost, partitions: PartitionMap,
                   partition_of_site: npt.NDArray[np.int32], sensitive: tuple[str, ...],
-                  cost: CostModel) -> MergeSpaces:
+                  cost: CostModel, trees: Trees) -> MergeSpaces:
     """The host's sites and events as the KSM model wants them, contents numbered in partitions."""
     content, zero = _contents_in_partitions(host, partition_of_site)
     domain_ids = {domain: index for index, domain in enumerate(host.domains)}
@@ -224,7 +221,7 @@ def _merge_spaces(host: FleetHost, partitions: PartitionMap,
         EventTable(host.event_time_ns, host.event_site, content[n_sites:], host.event_frame),
         n_partitions=len(partitions.names), content_is_zero=zero,
         domain_is_sensitive=np.array([domain in sensitive for domain in host.domains], np.uint8),
-        kernel=host.spec.kernel, hz=host.spec.hz, cost=cost)
+        kernel=host.spec.kernel, hz=host.spec.hz, cost=cost, trees=trees)
 
 
 def _contents_in_partitions(host: FleetHost, partition_of_site: npt.NDArray[np.int32],

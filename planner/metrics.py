@@ -44,8 +44,9 @@ SUMMARY = _kind("summary", [
     ("guest_memory_bytes", _I64), ("eligible_bytes", _I64), ("saved_bytes", _I64),
     ("saved_zero_bytes", _I64), ("saved_share", pa.float64()), ("metadata_bytes", _I64),
     *_COUNTERS, *_PROGRESS, ("general_profit_bytes", _I64), ("full_scans", _I64),
-    ("merge_cpu_ns", _I64), ("merge_cpu_share", pa.float64()), ("time_to_90_ns", _I64), ("cow_breaks", _I64),
-    *_EXPOSURE, ("unmerge_bytes", _I64), ("saved_peak_bytes", _I64), ("saved_mean_bytes", _I64),
+    ("merge_cpu_ns", _I64), ("merge_cpu_share", pa.float64()), ("time_to_90_ns", _I64),
+    ("cow_breaks", _I64), *_EXPOSURE, ("unmerge_bytes", _I64), ("saved_peak_bytes", _I64),
+    ("saved_mean_bytes", _I64),
 ], nullable=("time_to_90_ns",))
 
 HOSTS = _kind("hosts", [

@@ -10,7 +10,7 @@ from planner.metrics import Result
 from planner.policies.timing import merge_text, merge_times
 from planner.report import render_html, render_text
 from planner.runner import run
-from planner.scenario.spec import Ksmd, PolicySpec, Sync, Trigger
+from planner.scenario.spec import Kernel, Ksmd, PolicySpec, Sync, Trigger
 from planner.trace import PageColumns, PageFlag
 from tests.scenario_builder import NEVER, SECOND, scenario_for
 from tests.trace_builder import ANON, GuestPlan, MmPlan, build_trace, pages_of
@@ -101,6 +101,37 @@ def test_zero_pages_are_counted_apart(tmp_path: Path) -> None:
     found = row(run_on(path, PolicySpec("sync", (), (), AT_BOOT)), "sync")
     assert found["saved_zero_bytes"] == 3 * 4096
     assert found["saved_bytes"] == 4096 - found["metadata_bytes"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("kernel", "vanished"), [("6.1", False), ("6.12", True), ("6.18", True)])
+def test_zeroes_of_a_huge_page_are_freed_by_its_split(
+    tmp_path: Path, kernel: Kernel, vanished: bool
+) -> None:
+    # 512 pages from a multiple of 512: the first two are equal to two of the other guest.
+    huge = pages_of([1, 2, *[0] * 510], flags=[ANON | PageFlag.THP, ANON | PageFlag.THP,
+                                            *[ANON | PageFlag.THP | PageFlag.ZERO] * 510])
+    path = build_trace(tmp_path / "t", guests([huge] * 2, [pages_of([1, 2])] * 2))
+    found = row(run_on(path, PolicySpec("ksmd", (), (), FAST), kernel=kernel), "ksmd")
+    assert found["saved_zero_bytes"] == (510 if vanished else 508) * 4096
+    assert found["ksm_zero_pages"] == 0
+    assert found["pages_sharing"] == (2 if vanished else 2 + 508)
+
+
+def test_a_policy_may_set_what_the_kernel_lets_be_set(still: Path) -> None:
+    smart, plain, advised = (
+        PolicySpec(name, (), (), Ksmd(1000, 20, **settings))  # type: ignore[arg-type]
+        for name, settings in (("smart", {}), ("plain", {"smart_scan": False}),
+                               ("advised", {"advisor_mode": "scan-time",
+                                            "advisor_min_pages_to_scan": 50})))
+    result = run_on(still, smart, plain, advised)
+    assert row(result, "smart")["pages_skipped"] > 0  # type: ignore[operator]
+    assert row(result, "plain")["pages_skipped"] == 0
+    assert row(result, "plain")["pages_unshared"] == 150
+    sizes = [r["pages_to_scan"] for r in result.hosts.to_pylist() if r["policy"] == "advised"]
+    assert sizes[0] == 50
+    assert len(set(sizes)) > 1
+    old = row(run_on(still, smart, kernel="6.1"), "smart")
+    assert (old["pages_skipped"], old["pages_unshared"]) == (0, 150)
 
 
 def test_what_fork_shares_already_is_not_a_saving(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from planner.kernels import fastforward, ksm
 from planner.kernels import ksmstate as k
 from planner.ksm import CostModel, EventTable, MergeSpaces, SiteTable
 from planner.ksm.knobs import Knobs
+from tests.oracles.kernel_ksm import Machine
 
 
 def random_spaces(seed: int) -> tuple[MergeSpaces, MergeSpaces, int]:
@@ -188,6 +189,94 @@ def test_a_fast_forward_equals_the_visit_loop_after_every_scan(block: int) -> No
     for seed in range(block * 25, block * 25 + 25):
         found = difference(seed)
         assert found is None, f"seed {seed}: {found}"
+
+
+def twin_counters(kernel: str, seed: int) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Counters after each of 60 scans, of the twin and of the fast-forward.
+
+    Three processes of 60 pages; between scans pages are written, dropped and appear.
+    """
+    rng = np.random.default_rng(seed)
+    n, n_mms, n_steps, base = 180, 3, 60, 0x100000
+    is_smart = kernel != "6.1" and seed % 4 != 3
+    use_zero = bool(rng.random() < 0.3)
+    p_fresh = rng.uniform(0, 0.7)
+    fresh = iter(range(100, 10**6))
+    twin = Machine(kernel)
+    if kernel != "6.1":
+        twin.set_knob("smart_scan", int(is_smart))
+    twin.set_knob("use_zero_pages", int(use_zero))
+    twin.set_run(1)
+    for p in range(n_mms):
+        twin.spawn(p)
+        twin.map(p, base, n // n_mms, False)
+        twin.advise(p, base, n // n_mms)
+    present = np.zeros(n, bool)
+    events: list[tuple[int, int, int]] = []
+    of_twin = []
+    step_ns = 24_000_000
+    for step in range(n_steps):
+        sites = range(n) if step == 0 else np.unique(rng.integers(0, n, rng.integers(0, 40)))
+        for s in sites:
+            p, vpn = int(s) // (n // n_mms), base + int(s) % (n // n_mms)
+            kind = rng.random()
+            if kind < 0.15:
+                if present[s]:
+                    twin.dontneed(p, vpn, 1)
+                    events.append((step * step_ns, int(s), -1))
+                present[s] = False
+                continue
+            content = next(fresh) if kind < 0.15 + 0.85 * p_fresh else int(rng.integers(0, 25))
+            twin.write(p, vpn, [content])
+            events.append((step * step_ns, int(s), content))
+            present[s] = True
+        twin.full_scan()
+        of_twin.append(twin.counters())
+
+    ids = {raw: i for i, raw in enumerate(dict.fromkeys([0, *(c for _, _, c in events)]))}
+    ids[-1] = -1
+    time_ns, site, raw = (np.array(column) for column in zip(*events, strict=True))
+    table = SiteTable(
+        mm=(np.arange(n) // (n // n_mms)).astype(np.int32), vpn=np.arange(n) % (n // n_mms) + base,
+        domain=np.zeros(n, np.int32), partition=np.zeros(n, np.int32),
+        is_eligible=np.ones(n, np.uint8), content=np.full(n, -1, np.int32),
+        frame=np.arange(n, dtype=np.int32))
+    table_of_events = EventTable(
+        time_ns.astype(np.int64), site.astype(np.int32),
+        np.array([ids[c] for c in raw], np.int32), site.astype(np.int32))
+    zero = np.zeros(max(ids.values()) + 1, bool)
+    zero[ids[0]] = True
+    spaces = MergeSpaces(
+        table, table_of_events, n_partitions=1, content_is_zero=zero, domain_is_sensitive=[False],
+        kernel=kernel, cost=CostModel("nothing", *[0] * 14, batch_ns=1, scan_ns=0, call_ns=0,
+                                      unmerge_ns=0, cow_break_ns=0, cold_percent=0, cold_pages=0))
+    changes = {} if kernel == "6.1" else {"smart_scan": is_smart}
+    spaces.start_scanner(0, Knobs.of_kernel(kernel, pages_to_scan=1000, sleep_millisecs=20,
+                                            use_zero_pages=use_zero, **changes))
+    w = spaces._w
+    marks = fastforward.prepare(w)
+    of_fast = []
+    for step in range(n_steps):
+        fastforward.advance(step * step_ns + 1, w, marks)
+        part = w.parts[1]
+        items = int(part[k.P_ITEMS])
+        shown = {"pages_shared": part[k.P_SHARED], "pages_sharing": part[k.P_SHARING],
+                 "pages_unshared": part[k.P_UNSHARED], "full_scans": part[k.P_FULL_SCANS],
+                 "pages_volatile": items - part[k.P_SHARED] - part[k.P_SHARING]
+                 - part[k.P_UNSHARED],
+                 "pages_scanned": part[k.P_SCANNED], "pages_skipped": part[k.P_SKIPPED],
+                 "ksm_zero_pages": part[k.P_ZERO]}
+        of_fast.append({name: int(value) for name, value in shown.items()
+                        if name in of_twin[0]})
+    return [{name: row[name] for name in of_fast[0]} for row in of_twin], of_fast
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12", "6.18"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fast_forward_shows_the_counters_of_the_kernels_twin(kernel: str, seed: int) -> None:
+    of_twin, of_fast = twin_counters(kernel, seed)
+    assert of_fast == of_twin
+    assert any(row["pages_sharing"] for row in of_twin)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ path, a page that is alone with its content goes back into the new unstable tree
 smart-scan pause is skipped. What such a pass does to counters, cost and the batch's budget follows
 from how many pages of each kind it meets. So pages are sorted into classes, one bit each:
 
-    BULK    old enough that smart scan visits every ninth scan, alone with a content that has no
-            stable node, and the only user of an unshared frame
+    BULK    alone with a content that has no stable node, and the only user of an unshared frame
     SINGLE  any other page with an item that is no KSM page and has a frame of its own
     QUICK   merged and still mapped
     EACH    whatever else there is to do: pages without an item yet, items whose page was written
@@ -15,14 +14,16 @@ from how many pages of each kind it meets. So pages are sorted into classes, one
 A pass takes 64 pages at a time; it stops at EACH pages and at SINGLE pages that are due, which go
 through `ksm.visit` and are sorted anew. Everything else is counted, not visited. Which pages
 are due stands in nine bitmaps, one for each scan modulo nine: a page of age 9 and more comes back
-to the bitmap it was in. A write to a BULK page costs two stores and a bit, unless its new content
-may exist elsewhere.
+to the bitmap it was in, younger ones move on together. A write to a BULK page costs two stores
+and a bit, unless its new content may exist elsewhere.
 
 The rows of BULK and SINGLE pages are behind, until `settle` writes them; counters, frames, nodes
 and contents of pages are always exact. The result is that of `ksm.advance` to the last bit.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,10 @@ from planner.kernels.ff_marks import (
     G_SINGLE,
     G_UNSTABLE,
     G_WORD,
+    G_YOUNG,
+    N_STAGES,
     PERIOD,
+    SCANS_AFTER,
     W_BULK,
     W_CHANGED,
     W_EACH,
@@ -47,7 +51,6 @@ from planner.kernels.ff_marks import (
     W_UNSTABLE,
     W_VALID,
     Marks,
-    bit,
     can_fast_forward,
     classify,
     count_bits,
@@ -61,7 +64,7 @@ from planner.kernels.ff_marks import (
     sort_anew,
 )
 from planner.kernels.jit import helper, kernel
-from planner.kernels.ksmstate import World
+from planner.kernels.ksmstate import Array, World
 
 __all__ = ["Marks", "advance", "can_fast_forward", "prepare", "settle"]
 
@@ -102,59 +105,9 @@ def _write_anew(s: int, content: int, g: int, w: World, m: Marks) -> None:
 
 
 @helper
-def write(s: int, content: int, g: int, w: World, m: Marks) -> None:
-    """`ksmpages.write`, quick where a BULK page gets a content that nobody else has."""
-    place = m.place[s]
-    sites, frames = w.sites, w.frames
-    if place < 0 or content < 0 or m.words[place >> 6, W_BULK] & bit(place) == _0:
-        _write_anew(s, content, g, w, m)
-        return
-    is_in_place = sites[s, k.S_BASE] == g
-    if ksmpages.is_zero(content, w) or not (
-        is_in_place
-        or (frames[g, k.F_SITE] < 0 and frames[g, k.F_PHYS] == 0 and frames[g, k.F_NODE] < 0)
-    ):
-        _write_anew(s, content, g, w, m)
-        return
-    n_rows = w.host[k.H_N_ROWS]
-    p = sites[s, k.S_PART]
-    offset = w.parts[p, k.P_CONTENT_OFFSET]
-    if content < n_rows:
-        row = content + offset
-        if (
-            m.live[row, 0] != 0
-            or w.contents[row, k.C_HEAD] >= 0
-            or w.contents[row, k.C_CHAIN] >= 0
-            or w.contents[row, k.C_EPOCH] == w.parts[p, k.P_EPOCH]
-        ):
-            _write_anew(s, content, g, w, m)
-            return
-        m.live[row, 0] = 1
-        m.live[row, 1] = place
-    before = sites[s, k.S_CONTENT]
-    if before < n_rows:
-        m.live[before + offset, 0] -= 1
-        m.live[before + offset, 1] ^= place
-    i = place >> 6
-    b = bit(place)
-    if m.words[i, W_CHANGED] & b == _0:
-        sites[s, k.S_OLD] = before
-        m.words[i, W_CHANGED] |= b
-    elif sites[s, k.S_OLD] == content:
-        m.words[i, W_CHANGED] &= ~b
-    if is_in_place:  # its frame is its own, and neither content is zero: nothing else changes
-        sites[s, k.S_CONTENT] = content
-    else:
-        ksmpages.write(s, content, g, w)
-
-
-@helper
-def _apply_event(e: int, w: World, m: Marks) -> None:
-    s = w.events[e, 0]
-    if s >= 0:
-        write(s, w.events[e, 1], w.events[e, 2], w, m)
-        return
-    slot = ~s
+def _apply_arrival(e: int, w: World, m: Marks) -> None:
+    """An mm slot comes or goes."""
+    slot = ~w.events[e, 0]
     first = w.slots[slot, k.L_START]
     count = w.slots[slot, k.L_COUNT]
     for i in range(first, first + count):
@@ -163,6 +116,74 @@ def _apply_event(e: int, w: World, m: Marks) -> None:
     m.groups[slot, G_PASSED] = w.parts[m.groups[slot, G_PART], k.P_EPOCH]
     for i in range(first, first + count):
         classify(w.order[i], next_scan(m.place[w.order[i]], w, m), w, m)
+
+
+@helper
+def _apply_events(until_ns: int, w: World, m: Marks) -> bool:
+    """Events up to and at a time, or to the first that concerns a slot; whether that stopped it.
+
+    All in one loop, because a call with so many tables costs more than most writes: those of BULK
+    pages that get, in place or in a fresh frame, a content that nobody else has.
+    """
+    sites, frames, contents, parts = w.sites, w.frames, w.contents, w.parts
+    event_time, events, place_of, words, live = w.event_time, w.events, m.place, m.words, m.live
+    n_rows = w.host[k.H_N_ROWS]
+    n_zero = len(w.zero)
+    e = w.host[k.H_EVENT]
+    is_slot = False
+    while e < len(event_time) and event_time[e] <= until_ns and not is_slot:
+        s = events[e, 0]
+        content = events[e, 1]
+        g = events[e, 2]
+        e += 1
+        if s < 0:
+            _apply_arrival(e - 1, w, m)
+            is_slot = True
+            continue
+        place = place_of[s]
+        i = place >> 6
+        b = _1 << np.uint64(place & 63)
+        is_quick = place >= 0 and content >= 0 and words[i, W_BULK] & b != _0
+        is_quick = is_quick and (content >= n_zero or w.zero[content] == 0)
+        is_in_place = False
+        if is_quick:
+            is_in_place = sites[s, k.S_BASE] == g
+            is_quick = is_in_place or (
+                frames[g, k.F_SITE] < 0 and frames[g, k.F_PHYS] == 0 and frames[g, k.F_NODE] < 0
+            )
+        offset = 0
+        if is_quick:
+            p = sites[s, k.S_PART]
+            offset = parts[p, k.P_CONTENT_OFFSET]
+            if content < n_rows:
+                row = content + offset
+                is_quick = (
+                    live[row, 0] == 0
+                    and contents[row, k.C_HEAD] < 0
+                    and contents[row, k.C_CHAIN] < 0
+                    and contents[row, k.C_EPOCH] != parts[p, k.P_EPOCH]
+                )
+                if is_quick:
+                    live[row, 0] = 1
+                    live[row, 1] = place
+        if not is_quick:
+            _write_anew(s, content, g, w, m)
+            continue
+        before = sites[s, k.S_CONTENT]
+        if before < n_rows:
+            live[before + offset, 0] -= 1
+            live[before + offset, 1] ^= place
+        if words[i, W_CHANGED] & b == _0:
+            sites[s, k.S_OLD] = before
+            words[i, W_CHANGED] |= b
+        elif sites[s, k.S_OLD] == content:
+            words[i, W_CHANGED] &= ~b
+        if is_in_place:  # the frame is its own, and neither content is zero: that is all
+            sites[s, k.S_CONTENT] = content
+        else:
+            ksmpages.write(s, content, g, w)
+    w.host[k.H_EVENT] = e
+    return is_slot
 
 
 # ---- passing pages ----------------------------------------------------------------------------
@@ -243,6 +264,36 @@ def _visit_alone(s: int, p: int, w: World, m: Marks) -> int:
 
 
 @helper
+def _grow_older(j: int, visited: Any, phase: int, group: Array, m: Marks) -> None:
+    """BULK pages of word j were processed, in phase `phase`: young ones enter their next stage."""
+    low, middle, high = m.stage[0, j], m.stage[1, j], m.stage[2, j]
+    young = np.uint64(visited) & (low | middle | high)
+    if not young:
+        return
+    for stage in range(1, N_STAGES):
+        of_stage = young
+        of_stage &= low if stage & 1 else ~low
+        of_stage &= middle if stage & 2 else ~middle
+        of_stage &= high if stage & 4 else ~high
+        if of_stage:
+            n = count_bits(of_stage)
+            after = (phase + SCANS_AFTER[stage]) % PERIOD
+            m.due[phase, j] &= ~of_stage
+            m.due[after, j] |= of_stage
+            group[G_DUE + phase] -= n
+            group[G_DUE + after] += n
+            now = stage + 1
+            if now == N_STAGES:
+                now = 0
+                group[G_YOUNG] -= n
+            for digit in range(3):
+                if now >> digit & 1:
+                    m.stage[digit, j] |= of_stage
+                else:
+                    m.stage[digit, j] &= ~of_stage
+
+
+@helper
 def _pass_slot(
     slot: int, i: int, budget: int, p: int, w: World, m: Marks
 ) -> tuple[int, int, int, int]:
@@ -273,6 +324,7 @@ def _pass_slot(
     stable_ns = cost[k.COST_STABLE + ksm.levels(parts[p, k.P_TREE_STABLE])]
     late_ns = 0 if w.host[k.H_HASH_FIRST] else stable_ns
     level = ksm.levels(n_tree + 1)
+    has_young = is_smart and group[G_YOUNG] > 0
     j = group[G_WORD] + (i >> 6)
     last = group[G_WORD] + ((count + 63) >> 6)
     rest = words[j, W_VALID] & (_ALL << np.uint64(i & 63)) if i < count else _0
@@ -305,6 +357,8 @@ def _pass_slot(
             n_unstable += n_unchanged - count_bits(was & now)
             words[j, W_UNSTABLE] = (was & ~now) | unchanged
             words[j, W_CHANGED] &= ~(bulk & due & now)
+            if has_young:
+                _grow_older(j, bulk & due & now, phase, group, m)
             if n_unchanged:
                 ns = cost[k.UNIQUE] + stable_ns
                 if n_tree + n_unchanged < 1 << level:
@@ -343,6 +397,7 @@ def _pass_slot(
             stable_ns = cost[k.COST_STABLE + ksm.levels(parts[p, k.P_TREE_STABLE])]
             late_ns = 0 if w.host[k.H_HASH_FIRST] else stable_ns
             level = ksm.levels(n_tree + 1)
+            has_young = is_smart and group[G_YOUNG] > 0
             if left == 0:
                 break
             rest &= ~(lowest | (lowest - _1))
@@ -448,14 +503,7 @@ def advance(until_ns: int, w: World, m: Marks) -> int:
             if parts[q, k.P_IS_RUNNING] != 0 and parts[q, k.P_NEXT_NS] < start_ns:
                 p = q
                 start_ns = parts[q, k.P_NEXT_NS]
-        e = w.host[k.H_EVENT]
-        is_woken = False
-        while e < len(w.event_time) and w.event_time[e] <= start_ns and not is_woken:
-            is_woken = w.events[e, 0] < 0
-            _apply_event(e, w, m)
-            e += 1
-        w.host[k.H_EVENT] = e
-        if is_woken:
+        if _apply_events(start_ns, w, m):
             continue
         if p < 0:
             break

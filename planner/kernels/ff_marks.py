@@ -20,6 +20,12 @@ __all__ = ["Marks", "can_fast_forward", "prepare", "settle"]
 
 OLD_AGE = 9  # from here on smart scan visits every PERIOD scans
 PERIOD = 9
+# Before that a page is in the stage of how many processed visits it has had, 1 to 5 (0: old).
+N_STAGES = 6
+STAGE_OF_AGE = (0, 1, 2, 3, 4, 4, 5, 5, 5, 0)
+AGE_AFTER = (OLD_AGE, 1, 2, 3, 4, 6)  # the visit that led to a stage
+SKIPS_AFTER = (0, 0, 0, 0, 1, 2)
+SCANS_AFTER = (0, 1, 1, 2, 3, 5)  # from the visit that ends a stage to the next visit
 HUGE_PAGES = 512
 
 # marks
@@ -27,7 +33,9 @@ W_BULK, W_CHANGED, W_UNSTABLE, W_SINGLE, W_EACH, W_QUICK, W_VALID = range(7)
 N_BITMAPS = 8
 
 # groups
-G_WORD, G_PART, G_PASSED, G_BULK, G_SINGLE, G_EACH, G_QUICK, G_UNSTABLE, G_DUE = range(9)
+(
+    G_WORD, G_PART, G_PASSED, G_BULK, G_SINGLE, G_EACH, G_QUICK, G_UNSTABLE, G_YOUNG, G_DUE,
+) = range(10)
 GROUP_FIELDS = G_DUE + PERIOD
 
 _0 = np.uint64(0)
@@ -42,7 +50,7 @@ _SUM = np.uint64(0x0101010101010101)
 
 
 class Marks(NamedTuple):
-    """What fast-forward keeps beside a `World`; about 7 bytes a page.
+    """What fast-forward keeps beside a `World`; about 8 bytes a page.
 
     Places number the pages of all slots in the order of `World.order`, each slot starting at a
     multiple of 64; place i is bit i & 63 of word i >> 6.
@@ -50,8 +58,9 @@ class Marks(NamedTuple):
 
     words: Array  # uint64 (n_words, 8): a bitmap per column
     due: Array  # uint64 (9, n_words): BULK and SINGLE pages by next processed scan, modulo 9
+    stage: Array  # uint64 (3, n_words): binary digits of the stages of BULK pages
     word_slot: Array  # int32 (n_words,): the slot a word belongs to
-    groups: Array  # int64 (n_slots, 17): per slot, first word, partition, counts of bits
+    groups: Array  # int64 (n_slots, 19): per slot, first word, partition, counts of bits
     place: Array  # int32 (n_sites,): -1 where no slot has the site
     live: Array  # int32 (n_rows, 2): pages that have a content, exclusive or of their places
     touched: Array  # int32 (1024, 2): scratch of `_visit_huge`: site and content before
@@ -80,6 +89,7 @@ def prepare(w: World) -> Marks:
     marks = Marks(
         words=np.zeros((total, N_BITMAPS), dtype=np.uint64),
         due=np.zeros((PERIOD, total), dtype=np.uint64),
+        stage=np.zeros((3, total), dtype=np.uint64),
         word_slot=np.repeat(np.arange(n_slots, dtype=np.int32), n_words),
         groups=groups,
         place=np.full(len(w.sites), -1, dtype=np.int32),
@@ -146,6 +156,16 @@ def _site(place: int, w: World, m: Marks) -> int:
 
 
 @helper
+def stage_of(place: int, m: Marks) -> int:
+    """The stage of a BULK page."""
+    i = place >> 6
+    b = bit(place)
+    stage = 1 if m.stage[0, i] & b else 0
+    stage += 2 if m.stage[1, i] & b else 0
+    return stage + (4 if m.stage[2, i] & b else 0)
+
+
+@helper
 def _comes_later(a: int, b: int, p: int, w: World, m: Marks) -> bool:
     """Whether a scan passes place a after place b."""
     slot_a = m.word_slot[a >> 6]
@@ -200,7 +220,10 @@ def materialize(s: int, scan: int, w: World, m: Marks) -> None:
             skips += 1
             phase = phase + 1 if phase < PERIOD - 1 else 0
         age = meta & k.AGE_MASK
-        if age < OLD_AGE:
+        if is_bulk:
+            stage = stage_of(place, m)
+            age = AGE_AFTER[stage] + (SKIPS_AFTER[stage] - skips if stage else 0)
+        elif age < OLD_AGE:
             age = min(OLD_AGE, age + ((meta & k.SKIPS_MASK) >> k.SKIPS_SHIFT) - skips)
         meta = (meta & ~(k.SKIPS_MASK | k.AGE_MASK)) | (skips << k.SKIPS_SHIFT) | age
     sites[s, k.S_META] = meta
@@ -222,6 +245,10 @@ def clear(place: int, m: Marks) -> None:
                 m.due[phase, i] &= ~b
                 group[G_DUE + phase] -= 1
                 break
+        if (m.stage[0, i] | m.stage[1, i] | m.stage[2, i]) & b:
+            group[G_YOUNG] -= 1
+            for digit in range(3):
+                m.stage[digit, i] &= ~b
         words[i, W_BULK] &= ~b
         words[i, W_SINGLE] &= ~b
         words[i, W_CHANGED] &= ~b
@@ -283,6 +310,7 @@ def classify(s: int, scan: int, w: World, m: Marks) -> None:
         words[i, W_EACH] |= b
         group[G_EACH] += 1
         return
+    is_smart = w.parts[p, k.P_SMART_SCAN] != 0
     phase = (scan + ((meta & k.SKIPS_MASK) >> k.SKIPS_SHIFT)) % PERIOD
     m.due[phase, i] |= b
     group[G_DUE + phase] += 1
@@ -290,13 +318,19 @@ def classify(s: int, scan: int, w: World, m: Marks) -> None:
         words[i, W_UNSTABLE] |= b
         group[G_UNSTABLE] += 1
     if (
-        (meta & k.AGE_MASK >= OLD_AGE or not w.parts[p, k.P_SMART_SCAN])
+        (meta & k.AGE_MASK or not is_smart)
         and w.frames[sites[s, k.S_BASE], k.F_SITE] == s
         and w.frames[sites[s, k.S_BASE], k.F_BASE] == 1
         and is_alone(s, content, p, w, m)
     ):
         words[i, W_BULK] |= b
         group[G_BULK] += 1
+        stage = STAGE_OF_AGE[meta & k.AGE_MASK] if is_smart else 0
+        if stage:
+            group[G_YOUNG] += 1
+            for digit in range(3):
+                if stage >> digit & 1:
+                    m.stage[digit, i] |= b
         if sites[s, k.S_OLD] != content:
             words[i, W_CHANGED] |= b
     else:

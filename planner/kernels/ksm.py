@@ -12,8 +12,6 @@ import math
 from planner.kernels import ksmstate as k
 from planner.kernels.jit import helper, kernel, njit
 from planner.kernels.ksmpages import (
-    break_page,
-    is_merged,
     is_zero,
     map_zero_page,
     move,
@@ -21,22 +19,19 @@ from planner.kernels.ksmpages import (
     split,
     write,
 )
-from planner.kernels.ksmstate import Array, World
+from planner.kernels.ksmstate import World
 from planner.kernels.ksmtrees import (
     append,
-    drop_chain,
     forget,
     leave_trees,
-    remove_node,
     stable_insert,
     stable_search,
     unstable_search_insert,
 )
 
-__all__ = ["advance", "apply_event", "batch", "begin_scan", "break_range", "end_scan", "enter_mm",
-           "exit_mm", "forget_range", "leave", "levels", "link_slot", "may_skip", "merge",
-           "next_wake", "process", "register", "remove_all_nodes", "sample", "unlink_slot",
-           "visit", "visit_ns"]
+__all__ = ["advance", "aged", "apply_event", "apply_events", "batch", "begin_scan", "end_scan",
+           "leave", "levels", "link_slot", "may_skip", "next_wake", "process", "register",
+           "unlink_slot", "visit", "visit_ns"]
 
 # ---- time -------------------------------------------------------------------------------------
 
@@ -68,26 +63,28 @@ def levels(n: int) -> int:
 
 
 @helper
-def may_skip(s: int, w: World) -> bool:
-    """`should_skip_rmap_item` for a page that is no KSM page; ages it.
+def aged(meta: int) -> tuple[int, bool]:
+    """`should_skip_rmap_item` on S_META of a page that is no KSM page: the next one, and "skip".
 
     Ages beyond 9 make no difference, so they stop there.
     """
-    meta = w.sites[s, k.S_META]
     age = meta & k.AGE_MASK
     if age < 9:
         meta += 1
-    skip = False
-    if age >= 3:
-        skips = (meta & k.SKIPS_MASK) >> k.SKIPS_SHIFT
-        if skips == 0:
-            skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
-        else:
-            skips -= 1
-            skip = True
-        meta = (meta & ~k.SKIPS_MASK) | (skips << k.SKIPS_SHIFT)
+    if age < 3:
+        return meta, False
+    if meta & k.SKIPS_MASK:
+        return meta - (1 << k.SKIPS_SHIFT), True
+    skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
+    return meta | (skips << k.SKIPS_SHIFT), False
+
+
+@helper
+def may_skip(s: int, w: World) -> bool:
+    """`should_skip_rmap_item` for a page that is no KSM page; ages it."""
+    meta, is_skipped = aged(w.sites[s, k.S_META])
     w.sites[s, k.S_META] = meta
-    return skip
+    return is_skipped
 
 
 @helper
@@ -113,7 +110,7 @@ def _pair(s: int, t: int, content: int, p: int, w: World) -> int:
     """`try_to_merge_two_pages`: the scanned page s becomes the KSM page, t's own is dropped."""
     sites = w.sites
     if sites[s, k.S_META] & k.M_HUGE and sites[t, k.S_META] & k.M_HUGE:
-        if w.host[k.H_EXACT]:
+        if w.host[k.H_FOLIOS]:
             is_same = (
                 w.frames[sites[s, k.S_FRAME], k.F_FOLIO] == w.frames[sites[t, k.S_FRAME], k.F_FOLIO]
             )
@@ -191,6 +188,9 @@ def visit(s: int, p: int, is_gated: bool, w: World) -> int:
         forget(s, w)
         sites[s, k.S_PART] = p
         meta = sites[s, k.S_META]
+    if meta & k.M_STABLE and n >= 0 and sites[s, k.S_NODE] == n:  # mapped again by fork
+        sites[s, k.S_META] = meta | k.M_MERGED
+        return k.QUICK
     is_new = not meta & k.M_ITEM
     if is_new:
         sites[s, k.S_META] |= k.M_ITEM
@@ -341,6 +341,15 @@ def batch(p: int, start_ns: int, w: World) -> int:
         ns += cost[k.COST_SCAN]
     at = parts[p, k.P_SLOT]
     i = parts[p, k.P_INDEX]
+    frames, contents = w.frames, w.contents
+    is_plain = w.host[k.H_EXACT] == 0
+    is_smart = parts[p, k.P_SMART_SCAN] != 0
+    use_zero = parts[p, k.P_USE_ZERO] != 0
+    epoch = parts[p, k.P_EPOCH]
+    offset = parts[p, k.P_CONTENT_OFFSET]
+    n_rows = w.host[k.H_N_ROWS]
+    stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+    n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
     budget = parts[p, k.P_PAGES]
     cold_pages = cost[k.COST_COLD_PAGES] if parts[p, k.P_SLEEP_JIFFIES] > 0 else 0
     cold_ns = 0
@@ -358,6 +367,8 @@ def batch(p: int, start_ns: int, w: World) -> int:
         if is_leaving:
             for j in range(first, first + count):
                 forget(order[j], w)
+            stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+            n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
             i = count
         while i < count:
             s = order[first + i]
@@ -366,12 +377,61 @@ def batch(p: int, start_ns: int, w: World) -> int:
             if sites[s, k.S_CONTENT] < 0 or not meta & k.M_VMA:
                 if meta & k.M_ITEM:
                     forget(s, w)
+                    stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+                    n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
                 ns += cost[k.HOLE]
                 continue
             if meta & k.QUICK_FLAGS == k.QUICK_FLAGS and sites[s, k.S_PART] == p:
                 visit_cost = cost[k.QUICK]
+            elif (
+                # Nearly all others in memory at rest, written out (calls take their time): a page
+                # in its pause, and one that goes back to its place in the new unstable tree.
+                is_plain
+                and meta & (k.M_ITEM | k.M_STABLE) == k.M_ITEM
+                and sites[s, k.S_PART] == p
+                and frames[sites[s, k.S_FRAME], k.F_NODE] < 0
+                and (not meta & k.M_UNSTABLE or sites[s, k.S_SEQ] != epoch)
+            ):
+                if is_smart:
+                    meta, is_skipped = aged(meta)
+                    if is_skipped:
+                        if meta & k.M_UNSTABLE:
+                            meta &= ~k.M_UNSTABLE
+                            parts[p, k.P_UNSHARED] -= 1
+                        sites[s, k.S_META] = meta
+                        n_skipped += 1
+                        ns += cost[k.SKIPPED]
+                        continue
+                content = sites[s, k.S_CONTENT]
+                row = content + offset
+                has_row = content < n_rows
+                sites[s, k.S_META] = meta
+                if (
+                    sites[s, k.S_OLD] == content
+                    and not (use_zero and is_zero(content, w))
+                    and not (has_row and (contents[row, k.C_HEAD] >= 0
+                                          or contents[row, k.C_CHAIN] >= 0
+                                          or contents[row, k.C_EPOCH] == epoch))
+                ):
+                    if not meta & k.M_UNSTABLE:
+                        sites[s, k.S_META] = meta | k.M_UNSTABLE
+                        parts[p, k.P_UNSHARED] += 1
+                    sites[s, k.S_SEQ] = epoch
+                    if has_row:
+                        contents[row, k.C_SITE] = s
+                        contents[row, k.C_EPOCH] = epoch
+                    n_unstable = parts[p, k.P_TREE_UNSTABLE] + 1
+                    parts[p, k.P_TREE_UNSTABLE] = n_unstable
+                    n_levels += n_unstable >> n_levels
+                    visit_cost = cost[k.UNIQUE] + stable_ns + cost[k.COST_UNSTABLE + n_levels]
+                else:
+                    visit_cost = visit_ns(process(s, p, True, False, w), p, w)
+                    stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+                    n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
             else:
                 outcome = visit(s, p, True, w)
+                stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
+                n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
                 if outcome == k.SKIPPED:
                     n_skipped += 1
                     ns += cost[k.SKIPPED]
@@ -403,6 +463,16 @@ def batch(p: int, start_ns: int, w: World) -> int:
         end_scan(p, end_ns, parts[p, k.P_CPU_NS], w)
     parts[p, k.P_NEXT_NS] = next_wake(end_ns, parts[p, k.P_SLEEP_JIFFIES], w.host[k.H_JIFFY_NS])
     return end_ns if is_end else -1
+
+
+@kernel
+def apply_events(until_ns: int, w: World) -> None:
+    """Events at times <= until_ns, where no ksmd runs."""
+    e = w.host[k.H_EVENT]
+    while e < len(w.event_time) and w.event_time[e] <= until_ns:
+        apply_event(e, w)
+        e += 1
+    w.host[k.H_EVENT] = e
 
 
 @kernel
@@ -438,146 +508,3 @@ def advance(until_ns: int, w: World) -> int:
             w.log[n_log, 2] = parts[p, k.P_FULL_SCANS]
             n_log += 1
     return n_log
-
-
-# ---- calls ------------------------------------------------------------------------------------
-
-
-@kernel
-def merge(p: int, first: int, last: int, outcomes: Array, w: World) -> int:
-    """Visit the sites order[first:last] without checksum gate; returns the CPU time in ns.
-
-    Adds to `outcomes` int64 (k.N_OUTCOMES,) how many visits came to what.
-    """
-    cost = w.cost
-    ns = 0
-    cold_ns = 0
-    processed = 0
-    n_splits = w.host[k.H_SPLITS]
-    for i in range(first, last):
-        s = w.order[i]
-        if w.sites[s, k.S_CONTENT] < 0:
-            forget(s, w)
-            ns += cost[k.HOLE]
-            outcomes[k.HOLE] += 1
-            continue
-        outcome = visit(s, p, False, w)
-        outcomes[outcome] += 1
-        visit_cost = visit_ns(outcome, p, w)
-        ns += visit_cost
-        processed += 1
-        if processed <= cost[k.COST_COLD_PAGES]:
-            cold_ns += visit_cost
-    ns += cold_ns * cost[k.COST_COLD_PERCENT] // 100 + cost[k.COST_CALL]
-    ns += (w.host[k.H_SPLITS] - n_splits) * cost[k.COST_SPLIT]
-    w.parts[p, k.P_SCANNED] += processed
-    w.parts[p, k.P_CPU_NS] += ns
-    return int(ns)
-
-
-@kernel
-def enter_mm(slot: int, p: int, now_ns: int, w: World) -> None:
-    """`register`, for callers outside kernels."""
-    register(slot, p, now_ns, w)
-
-
-@kernel
-def exit_mm(slot: int, p: int, w: World) -> None:
-    """`leave`, for callers outside kernels."""
-    leave(slot, p, w)
-
-
-@kernel
-def forget_range(p: int, first: int, last: int, w: World) -> None:
-    """Free the items of partition p of the sites order[first:last]."""
-    for i in range(first, last):
-        if w.sites[w.order[i], k.S_PART] == p:
-            forget(w.order[i], w)
-
-
-@kernel
-def break_range(p: int, first: int, last: int, w: World) -> int:
-    """Give merged pages of order[first:last] in mergeable mappings frames of their own.
-
-    Returns how many KSM pages were copied; zero pages that KSM placed (from 6.6) are not in it.
-    """
-    n_broken = 0
-    for i in range(first, last):
-        s = w.order[i]
-        if w.sites[s, k.S_META] & k.M_VMA and is_merged(s, p, w):
-            n_broken += w.sites[s, k.S_CONTENT] >= 0
-            break_page(s, w)
-    return n_broken
-
-
-@kernel
-def remove_all_nodes(p: int, w: World) -> bool:
-    """`remove_all_stable_nodes` (with H_EXACT): from the root, until one is mapped; all gone?"""
-    while w.parts[p, k.P_STABLE_ROOT] >= 0:
-        row = w.parts[p, k.P_STABLE_ROOT]
-        is_chain = w.contents[row, k.C_CHAIN] >= 0
-        n = w.contents[row, k.C_HEAD]
-        while n >= 0:
-            after = w.nodes[n, k.N_NEXT]
-            if w.nodes[n, k.N_FRAME] != k.STALE:
-                return False
-            remove_node(n, w)
-            n = after
-        if is_chain:
-            drop_chain(row, p, w)
-    return True
-
-
-@kernel
-def sample(
-    is_eligible: Array,
-    domain: Array,
-    is_sensitive: Array,
-    node_domain: Array,
-    node_flags: Array,
-    last_mm: Array,
-    out: Array,
-    w: World,
-) -> None:
-    """Count what is not kept while running, per row of `parts`; row 0 has the host's mm slots.
-
-    `node_domain` int32, `node_flags` uint8 (n_nodes) and `last_mm` int64 (n_parts) are scratch.
-    """
-    sites, frames, nodes, parts = w.sites, w.frames, w.nodes, w.parts
-    node_flags[:] = 0
-    last_mm[:] = -(2**40)
-    out[:, :] = 0
-    for s in range(len(sites)):
-        p = sites[s, k.S_PART]
-        meta = sites[s, k.S_META]
-        if meta & k.M_ITEM:
-            if last_mm[p] != w.mm[s]:
-                last_mm[p] = w.mm[s]
-                out[p, k.OUT_MM_SLOTS] += 1
-            if last_mm[0] != w.mm[s]:
-                last_mm[0] = w.mm[s]
-                out[0, k.OUT_MM_SLOTS] += 1
-        if meta & k.M_KSM_ZERO:
-            out[p, k.OUT_UNMERGE] += 1
-        if sites[s, k.S_CONTENT] == k.ABSENT:
-            continue
-        if is_eligible[s]:
-            out[parts[p, k.P_PLAN], k.OUT_ELIGIBLE] += 1
-        n = frames[sites[s, k.S_FRAME], k.F_NODE] if sites[s, k.S_CONTENT] >= 0 else -1
-        if n >= 0:
-            if node_flags[n] == 0:
-                node_flags[n] = 1
-                node_domain[n] = domain[s]
-            elif node_domain[n] != domain[s]:
-                node_flags[n] |= 2
-            if is_sensitive[domain[s]]:
-                node_flags[n] |= 4
-    for n in range(w.host[k.H_NODE_TOP]):
-        if node_flags[n]:
-            p = nodes[n, k.N_PART]
-            n_maps = frames[nodes[n, k.N_FRAME], k.F_PHYS]
-            out[p, k.OUT_UNMERGE] += n_maps - 1
-            if node_flags[n] & 2:
-                out[p, k.OUT_CROSS] += n_maps
-                if node_flags[n] & 4:
-                    out[p, k.OUT_CROSS_SENSITIVE] += n_maps

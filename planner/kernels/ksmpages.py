@@ -109,7 +109,7 @@ def split(s: int, w: World) -> None:
     first = s
     last = s + 1
     folio = -1
-    if w.host[k.H_EXACT]:
+    if w.host[k.H_FOLIOS]:
         folio = w.frames[sites[s, k.S_FRAME], k.F_FOLIO]
         first = 0
         last = len(sites)

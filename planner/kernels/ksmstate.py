@@ -131,7 +131,8 @@ NEVER_NS = 2**62  # of P_NEXT_NS: sleeps until an mm is registered
     H_SPLIT_ZEROES,
     H_NOW_JIFFY,
     H_SPLITS,
-) = range(13)
+    H_FOLIOS,  # huge pages are known by F_FOLIO, not by their place in the mm
+) = range(14)
 HOST_FIELDS = 16
 
 # what a visit came to; also the index of its cost

@@ -151,6 +151,14 @@ def forget(s: int, w: World) -> None:
 
 
 @helper
+def _sweep(w: World) -> None:
+    """Notice all stale nodes without items: more than two nodes a page can only be so many."""
+    for n in range(len(w.nodes)):
+        if w.nodes[n, k.N_FRAME] == k.STALE and w.nodes[n, k.N_ITEMS] == 0:
+            remove_node(n, w)
+
+
+@helper
 def _has_room(n: int, more: int, p: int, w: World) -> bool:
     """`__is_page_sharing_candidate`."""
     items = w.nodes[n, k.N_ITEMS]
@@ -217,7 +225,8 @@ def stable_search(content: int, p: int, w: World) -> int:
     """`stable_tree_search`: a node of this content that has room, or _NONE."""
     if content >= w.host[k.H_N_ROWS]:
         return _NONE
-    row = content + w.parts[p, k.P_CONTENT_OFFSET]
+    offset = w.parts[p, k.P_CONTENT_OFFSET]
+    row = content + offset
     if not w.host[k.H_EXACT]:
         while w.contents[row, k.C_HEAD] >= 0 or w.contents[row, k.C_CHAIN] >= 0:
             n = _meet(row, p, True, w)
@@ -231,7 +240,7 @@ def stable_search(content: int, p: int, w: World) -> int:
             at = w.parts[p, k.P_STABLE_ROOT]
         elif at == row:
             return n if n >= 0 and _has_room(n, 0, p, w) else _NONE
-        elif w.keys[content] < w.keys[at]:
+        elif w.keys[content] < w.keys[at - offset]:
             at = w.stable_tree[at, k.T_LEFT]
         else:
             at = w.stable_tree[at, k.T_RIGHT]
@@ -242,7 +251,10 @@ def stable_search(content: int, p: int, w: World) -> int:
 def stable_insert(f: int, content: int, p: int, w: World) -> int:
     """`stable_tree_insert`: a new node for the KSM page f; the first equal one makes a chain."""
     nodes, contents, parts = w.nodes, w.contents, w.parts
-    row = content + parts[p, k.P_CONTENT_OFFSET]
+    offset = parts[p, k.P_CONTENT_OFFSET]
+    row = content + offset
+    if w.host[k.H_NODE_FREE] < 0 and w.host[k.H_NODE_TOP] == len(nodes):
+        _sweep(w)
     has_entry = False
     if w.host[k.H_EXACT]:
         at = parts[p, k.P_STABLE_ROOT]
@@ -256,7 +268,7 @@ def stable_insert(f: int, content: int, p: int, w: World) -> int:
             if at == row:
                 has_entry = True
                 break
-            side = k.T_LEFT if w.keys[content] < w.keys[at] else k.T_RIGHT
+            side = k.T_LEFT if w.keys[content] < w.keys[at - offset] else k.T_RIGHT
             parent = at
             at = w.stable_tree[at, side]
         if not has_entry:

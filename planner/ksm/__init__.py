@@ -5,17 +5,16 @@ from __future__ import annotations
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
 from planner.ksm.knobs import KERNELS, KernelVersion, Knobs
 from planner.ksm.machine import Machine
-from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, Credentials, SelectiveKsm
-from planner.ksm.space import (
+from planner.ksm.records import (
     Counters,
     EventTable,
     FullScan,
     MergeCounts,
-    MergeSpaces,
     SiteTable,
     UnmergeCounts,
-    next_wake_ns,
 )
+from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, Credentials, SelectiveKsm
+from planner.ksm.space import MergeSpaces, next_wake_ns
 
 __all__ = [
     "BUILTIN_UNMEASURED",

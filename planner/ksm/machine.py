@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable, Sequence
 
 from planner.kernels import ksm as kernels
+from planner.kernels import ksmcalls
 from planner.kernels import ksmstate as k
 from planner.ksm.knobs import KernelVersion, check_kernel
 from planner.ksm.memory import PARTITION, Memory, Mm
@@ -128,7 +129,7 @@ class Machine:
         memory = self._memory
         if self._state(mm) != k.UNREGISTERED:
             memory.settle_order()
-            kernels.exit_mm(mm.slot, PARTITION, memory.w)
+            ksmcalls.exit_mm(mm.slot, PARTITION, memory.w)
         memory.release(mm)
 
     def _state(self, mm: Mm) -> int:
@@ -142,13 +143,13 @@ class Machine:
         at = int(part[k.P_SLOT])
         if self._run & 2:
             part[k.P_SLOT] = part[k.P_HEAD]
-        kernels.enter_mm(mm.slot, PARTITION, self._now_ns, self._memory.w)
+        ksmcalls.enter_mm(mm.slot, PARTITION, self._now_ns, self._memory.w)
         part[k.P_SLOT] = at
 
     def _break(self, mm: Mm, start: int, end: int) -> None:
         """`unmerge_ksm_pages`: the caller copies the merged pages of mergeable mappings."""
         first, last = self._memory.order_range(mm, start, end)
-        self._part[k.P_COW] += kernels.break_range(PARTITION, first, last, self._memory.w)
+        self._part[k.P_COW] += ksmcalls.break_range(PARTITION, first, last, self._memory.w)
 
     # ---- knobs --------------------------------------------------------------------------------
 
@@ -176,7 +177,7 @@ class Machine:
             part[k.P_PRUNE_JIFFIES] = -(-value * hz // 1000)
         elif value != (part[k.P_MAX_SHARING] if name == "max_page_sharing"
                        else self._merge_across_nodes):
-            if part[k.P_SHARED] or not kernels.remove_all_nodes(PARTITION, self._memory.w):
+            if part[k.P_SHARED] or not ksmcalls.remove_all_nodes(PARTITION, self._memory.w):
                 return errno.errorcode[errno.EBUSY]
             if name == "max_page_sharing":
                 part[k.P_MAX_SHARING] = value
@@ -204,15 +205,15 @@ class Machine:
             first, count = w.slots[at, [k.L_START, k.L_COUNT]].tolist()
             is_exited = w.slots[at, k.L_STATE] == k.EXITED
             if not is_exited:
-                part[k.P_COW] += kernels.break_range(PARTITION, first, first + count, w)
-            kernels.forget_range(PARTITION, first, first + count, w)
+                part[k.P_COW] += ksmcalls.break_range(PARTITION, first, first + count, w)
+            ksmcalls.forget_range(PARTITION, first, first + count, w)
             if is_exited:
                 w.slots[w.slots[at, k.L_PREV], k.L_NEXT] = after
                 w.slots[after, k.L_PREV] = w.slots[at, k.L_PREV]
                 w.slots[at, k.L_STATE] = k.UNREGISTERED
             at = after
         part[k.P_SLOT], part[k.P_INDEX] = part[k.P_HEAD], 0
-        kernels.remove_all_nodes(PARTITION, w)
+        ksmcalls.remove_all_nodes(PARTITION, w)
         part[k.P_FULL_SCANS] = 0
 
     # ---- scanning and time --------------------------------------------------------------------

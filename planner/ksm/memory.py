@@ -553,7 +553,7 @@ def _empty_world(hz: int) -> k.World:
     host = np.zeros(k.HOST_FIELDS, i64)
     host[[k.H_NODE_FREE, k.H_POOL_FREE]] = -1
     host[k.H_JIFFY_NS] = 10**9 // hz
-    host[k.H_EXACT] = 1
+    host[[k.H_EXACT, k.H_FOLIOS]] = 1
     parts = np.zeros((PARTITION + 1, k.PART_FIELDS), i64)
     parts[PARTITION, [k.P_PLAN, k.P_HEAD, k.P_SLOT]] = PARTITION
     parts[PARTITION, [k.P_STABLE_ROOT, k.P_UNSTABLE_ROOT]] = -1

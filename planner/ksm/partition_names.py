@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Generic, Literal, NoReturn, TypeVar
 
-from planner.ksm.space import BYTES_PER_PAGE
+from planner.ksm.records import BYTES_PER_PAGE
 
 __all__ = ["KSM_CREAT", "KSM_EXCL", "KSM_SYNC", "Credentials", "Descriptor", "Partition",
            "Partitions", "Rules", "fail"]

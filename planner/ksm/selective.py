@@ -22,7 +22,8 @@ from planner.ksm.partition_names import (
     Rules,
     fail,
 )
-from planner.ksm.space import MergeCounts, MergeSpaces, UnmergeCounts
+from planner.ksm.records import MergeCounts, UnmergeCounts
+from planner.ksm.space import MergeSpaces
 
 __all__ = ["KSM_CREAT", "KSM_EXCL", "KSM_SYNC", "Credentials", "SelectiveKsm"]
 

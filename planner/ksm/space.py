@@ -7,10 +7,12 @@ live frames, so sharing that fork already gave is never a saving.
 
 Merging is the kernel's (docs/ksm-model.md), with its *lazy* bookkeeping: counters describe rmap
 items as of their last visit; a write changes frames at once and counters when ksmd passes.
-Contents are compared by id, and a search meets the entries of its own content only: the bytes
-that order the kernel's trees are not in a trace. So, other than in the kernel, an unstable tree
-is never mis-sorted by writes, a search is not ended by a vanished page of another content, and
-stale stable nodes that no item names are noticed only by searches for their content.
+Contents are compared by id, and the bytes that order the kernel's trees are not in a trace. With
+tables in place of trees a search meets the entries of its own content only. So, other than in the
+kernel, an unstable tree is never mis-sorted by writes, a search is not ended by a vanished page of
+another content, and stale stable nodes that no item names are noticed only by searches for their
+content. The second matters where huge pages with zeroes are split (each leaves such a page in the
+tree, at its left end); then trees in a made-up order serve.
 
 Partitions never share: the frame of a page that several partitions were born sharing (by fork)
 never becomes a KSM page; the first page merged on it is copied to a frame of its own instead.
@@ -18,42 +20,43 @@ never becomes a KSM page; the first page merged on it is copied to a frame of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.errors import UsageError
+from planner.kernels import fastforward, ksmcalls, ksmpages
 from planner.kernels import ksm as kernels
-from planner.kernels import ksmpages
 from planner.kernels import ksmstate as k
+from planner.kernels.fastforward import Marks, can_fast_forward, prepare, settle
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
 from planner.ksm.knobs import KernelVersion, Knobs, check_kernel
+from planner.ksm.records import (
+    I32,
+    I64,
+    Counters,
+    EventTable,
+    FullScan,
+    MergeCounts,
+    SiteTable,
+    UnmergeCounts,
+    counters_of,
+)
 
-__all__ = [
-    "BYTES_PER_PAGE",
-    "Counters",
-    "EventTable",
-    "FullScan",
-    "MergeCounts",
-    "MergeSpaces",
-    "SiteTable",
-    "UnmergeCounts",
-    "next_wake_ns",
-]
-
-BYTES_PER_PAGE = 4096
-#: Sizes of the kernel's records on x86-64: struct ksm_rmap_item, ksm_stable_node, ksm_mm_slot.
-RMAP_ITEM_BYTES = 64
-STABLE_NODE_BYTES = 64
-MM_SLOT_BYTES = 48
+__all__ = ["MergeSpaces", "Trees", "next_wake_ns"]
 
 _LOG_ROWS = 1024
 _INT32_MAX = 2**31 - 1
 
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
-U8 = NDArray[np.uint8]
+#: How trees are kept, see `MergeSpaces`.
+Trees = Literal["tables", "exact", "auto"]
+_MAX_EXACT_SITES = 1 << 21
+#: Full scans without a split after which no more are expected: smart_scan pauses for 9 at most.
+_QUIET_SCANS = 16
+#: Compiling the fast-forward takes about as long as so many visits.
+_FAST_AFTER_VISITS = 1 << 26
+
 
 
 def _column(values: ArrayLike, dtype: type, what: str, n: int | None = None) -> NDArray[np.generic]:
@@ -77,158 +80,6 @@ def _check_range(array: NDArray[np.generic], low: int, high: int, what: str) -> 
         )
 
 
-@dataclass(frozen=True, eq=False)
-class SiteTable:
-    """Every page that ever exists, in scan order: mm list order, then ascending vpn.
-
-    All columns have shape (n_sites,). `mm` i32: any ids, but the sites of one mm lie together.
-    `vpn` i64 ascending within a mm. `domain` i32: index into `domain_is_sensitive`.
-    `partition` i32: 0..n_partitions-1, or -1 for none. `is_eligible` u8: merging may touch it
-    (advised, compatible, not excluded); never visited otherwise, though its frame counts.
-    `content` i32: content at time 0, -1 = absent. Ids are dense over the host and numbered within
-    partitions: equal (partition, content) <=> equal id (sites of partition -1 have ids of their
-    own too, or any id of the right zero-ness); numbering them in scan order is fastest.
-    `frame` i32: base frame at time 0, equal for sites that share by fork, ignored where absent.
-    `is_huge` u8 (None: nowhere): the page is part of a transparent huge page when it appears; all
-    such sites of one mm and 2 MiB are the same one.
-    """
-
-    mm: I32
-    vpn: I64
-    domain: I32
-    partition: I32
-    is_eligible: U8
-    content: I32
-    frame: I32
-    is_huge: U8 | None = None
-
-    def __len__(self) -> int:
-        return len(self.mm)
-
-
-@dataclass(frozen=True, eq=False)
-class EventTable:
-    """Writes, births and deaths of pages: columns of shape (n_events,), ascending `time_ns`.
-
-    `time_ns` i64 (at equal times the order of the table holds), `site` i32, `content` i32
-    (-1 = the page goes), `frame` i32: the base frame after the write. A fresh id for an ordinary
-    write; one id for sites born sharing; the id of the page's current base frame means "written
-    in place" (by all that share it, at the same time) or, for a site that appears, "born by fork
-    from the page that has it": it then shares that page's physical frame, merged or not.
-    """
-
-    time_ns: I64
-    site: I32
-    content: I32
-    frame: I32
-
-    @classmethod
-    def empty(cls) -> EventTable:
-        """No change at all."""
-        i32 = np.zeros(0, dtype=np.int32)
-        return cls(np.zeros(0, dtype=np.int64), i32, i32, i32)
-
-    def __len__(self) -> int:
-        return len(self.time_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class FullScan:
-    """ksmd of `partition` finished its full scan number `seq` (from 1) at `time_ns`."""
-
-    time_ns: int
-    partition: int
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class MergeCounts:
-    """What a synchronous merge did. Pages of the range:
-
-    tried = merged + candidates + already merged + fork-shared twins + refused + failed (sub-pages
-    of one huge page, zero pages that a split took, searches that met a vanished page).
-    `requested_pages`
-    is the length of the range; tried are those present, eligible and of the partition.
-    `merged_pages`: now share a KSM page because of this call (the candidate that a page was
-    paired with was counted when it became one). `candidate_pages`: wait for a partner.
-    `twin_pages`: their only partner so far is mapped to the very same frame. `refused_pages`:
-    still held by an unlinked partition. `cost_ns` is the caller's CPU time.
-    """
-
-    requested_pages: int
-    tried_pages: int
-    merged_pages: int
-    candidate_pages: int
-    already_pages: int
-    twin_pages: int
-    refused_pages: int
-    failed_pages: int
-    cost_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnmergeCounts:
-    """What an unmerge did: pages that got a frame of their own, and the caller's CPU time."""
-
-    requested_pages: int
-    unmerged_pages: int
-    cost_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """State of a partition, or of the host (sums of its partitions and of pages in none).
-
-    - `base_frames`: live frames without merging; `frames`: live frames now
-    - `saved_frames`, `saved_zero_frames`: the difference, contents not zero and all zero apart;
-      metadata is *not* taken off. A frame that fork shares across partitions belongs to the
-      partition of its first site, so a partition's part of such a frame is a convention; sums are
-      exact
-    - `eligible_pages`: present pages merging may touch
-    - `pages_shared`, `pages_sharing`, `pages_unshared`, `pages_volatile`, `pages_scanned`,
-      `pages_skipped`, `full_scans`, `ksm_zero_pages`, `stable_node_chains`, `stable_node_dups`,
-      `general_profit_bytes`: the kernel's files of those names (mm/ksm.c); shared + sharing +
-      unshared + volatile = `rmap_items`. Pages a synchronous merge visited count as scanned
-    - `pages_to_scan`: the file's value now, which an advisor moves (the largest of several)
-    - `stable_nodes`: those in the tree (chain members counted, heads not)
-    - `mm_slots`: mms with a rmap item (the kernel also counts those not scanned yet)
-    - `metadata_bytes`: 64 per rmap item, 64 per stable node and chain head, 48 per mm slot
-    - `merge_cpu_ns`: ksmd and synchronous calls; `cow_cpu_ns`: paid by writers, not in it
-    - `cow_breaks`: writes to merged pages
-    - `cross_domain_pages`: pages mapping a KSM page whose sharers belong to more than one domain;
-      `cross_domain_sensitive_pages`: those with a sharer in a sensitive domain
-    - `unmerge_frames`: frames needed in addition if every merged page got its own
-    """
-
-    base_frames: int
-    frames: int
-    saved_frames: int
-    saved_zero_frames: int
-    eligible_pages: int
-    pages_shared: int
-    pages_sharing: int
-    pages_unshared: int
-    pages_volatile: int
-    pages_scanned: int
-    pages_skipped: int
-    full_scans: int
-    ksm_zero_pages: int
-    general_profit_bytes: int
-    pages_to_scan: int
-    rmap_items: int
-    stable_nodes: int
-    stable_node_chains: int
-    stable_node_dups: int
-    mm_slots: int
-    metadata_bytes: int
-    merge_cpu_ns: int
-    cow_breaks: int
-    cow_cpu_ns: int
-    cross_domain_pages: int
-    cross_domain_sensitive_pages: int
-    unmerge_frames: int
-
-
 def sleep_jiffies(sleep_millisecs: int, hz: int) -> int:
     """`msecs_to_jiffies`: milliseconds in timer ticks, rounded up."""
     return -(-sleep_millisecs * hz // 1000)
@@ -248,8 +99,11 @@ class MergeSpaces:
 
     Time only moves forward, by `advance`. A partition merges by a scanner of its own
     (`start_scanner`: ksmd), by calls (`merge_range`), or not at all; several scanners run at the
-    same time, each on a CPU of its own. `content_is_zero` u8 or bool, shape (n_contents,);
-    `domain_is_sensitive` likewise, shape (n_domains,).
+    same time, each on a CPU of its own. `trees`: "tables" by content; "exact" for the kernel's
+    red-black trees, with an order of contents made up but for zeroes, which come first: searches
+    meet what lies on their way, at some ten times the cost; "auto" is "exact" while huge pages
+    of a host that is not too large are split, and "tables" then. `content_is_zero` u8 or bool,
+    shape (n_contents,); `domain_is_sensitive` likewise, shape (n_domains,).
 
     Raises `UsageError` when tables do not fit together.
     """
@@ -265,6 +119,7 @@ class MergeSpaces:
         kernel: KernelVersion = "6.18",
         hz: int = 250,
         cost: CostModel = BUILTIN_UNMEASURED,
+        trees: Trees = "tables",
     ) -> None:
         if n_partitions < 0:
             raise UsageError(f"expected at least 0, got {n_partitions}", where="n_partitions")
@@ -353,19 +208,36 @@ class MergeSpaces:
         host[k.H_N_ROWS] = len(zero)
         host[k.H_HASH_FIRST] = kernel != "6.1"
         host[k.H_SPLIT_ZEROES] = kernel != "6.1"
-        no_tree = np.zeros((0, k.TREE_FIELDS), dtype=np.int32)
+        is_exact = trees == "exact" or (
+            trees == "auto" and n <= _MAX_EXACT_SITES and bool((huge[eligible != 0] != 0).any()))
+        host[k.H_EXACT] = is_exact
+        # Only huge pages that are split make the difference worth its time.
+        self._is_exact_for_now = is_exact and trees == "auto"
+        self._quiet = (0, 0)
+        self._marks: Marks | None = None
+        self._n_calls = 0
+        n_linked = is_exact * n, is_exact * len(zero)
+        parts[:, [k.P_STABLE_ROOT, k.P_UNSTABLE_ROOT]] = -1
         self._w = k.World(
             sites=rows_of_sites, frames=frames, contents=self._empty_contents(),
-            nodes=np.zeros((n + 1, k.NODE_FIELDS), dtype=np.int32), slots=slots, parts=parts,
+            nodes=np.zeros((2 * n + 2, k.NODE_FIELDS), dtype=np.int32), slots=slots, parts=parts,
             host=host, order=order, zero=zero, cost=cost.as_array(), mm=mm, vpn=vpn,
             event_time=event_time, events=rows, log=np.zeros((_LOG_ROWS, 3), dtype=np.int64),
-            unstable_tree=no_tree, stable_tree=no_tree, keys=np.zeros(0, dtype=np.uint64))
+            unstable_tree=np.zeros((n_linked[0], k.TREE_FIELDS), dtype=np.int32),
+            stable_tree=np.zeros((n_linked[1], k.TREE_FIELDS), dtype=np.int32),
+            keys=_content_keys(zero[: n_linked[1]]))
         ksmpages.initialize(first, self._w)
 
     def _empty_contents(self) -> I32:
         rows = np.full((self._n_base_contents, k.CONTENT_FIELDS), -1, dtype=np.int32)
         rows[:, k.C_NODES] = 0
         return rows
+
+    @property
+    def world(self) -> k.World:
+        """The tables as they are now; not to be changed."""
+        self._settle()
+        return self._w
 
     @property
     def now_ns(self) -> int:
@@ -391,9 +263,12 @@ class MergeSpaces:
         node a page lies.
         """
         row = self._row(partition)
+        self._settle()
         knobs = knobs or Knobs.of_kernel(self.kernel)
         if not knobs.merge_across_nodes:
             raise UsageError("nodes of pages are not known", where="merge_across_nodes")
+        if self.kernel == "6.1" and (knobs.smart_scan or knobs.advisor_mode != "none"):
+            raise UsageError("Linux 6.1 has neither smart_scan nor an advisor", where="knobs")
         self.set_max_page_sharing(partition, knobs.max_page_sharing)
         part = self._w.parts[row]
         is_advised = knobs.advisor_mode != "none"
@@ -421,6 +296,7 @@ class MergeSpaces:
 
     def set_max_page_sharing(self, partition: int, max_page_sharing: int) -> None:
         """Pages per KSM page, at least 2; changed only while nothing is merged (as the kernel)."""
+        self._settle()
         part = self._w.parts[self._row(partition)]
         if not 2 <= max_page_sharing <= _INT32_MAX:
             raise UsageError(
@@ -447,15 +323,58 @@ class MergeSpaces:
             )
         scans: list[FullScan] = []
         while True:
-            n = kernels.advance(until_ns, self._w)
+            w = self._w
+            if not w.parts[:, k.P_IS_RUNNING].any():
+                self._settle()
+                kernels.apply_events(until_ns, w)
+                break
+            if self._is_exact_for_now:
+                w = w._replace(log=w.log[:_QUIET_SCANS])
+            n = self._visit_until(until_ns, w)
             scans.extend(
-                FullScan(time_ns, int(self._w.parts[row, k.P_PLAN]) - 1, seq)
-                for time_ns, row, seq in self._w.log[:n].tolist()
+                FullScan(time_ns, int(w.parts[row, k.P_PLAN]) - 1, seq)
+                for time_ns, row, seq in w.log[:n].tolist()
             )
-            if n < _LOG_ROWS:
+            if self._is_exact_for_now:
+                self._end_exactness(n)
+            if n < len(w.log):
                 break
         self._now_ns = until_ns
         return scans
+
+    def _visit_until(self, until_ns: int, w: k.World) -> int:
+        """`kernels.advance`, by the fast-forward once there have been so many visits."""
+        if self._marks is None:
+            n_visits = w.parts[:, [k.P_SCANNED, k.P_SKIPPED]].sum()
+            if n_visits < _FAST_AFTER_VISITS or self._n_calls or not can_fast_forward(w):
+                return int(kernels.advance(until_ns, w))
+            self._marks = prepare(w)
+        return int(fastforward.advance(until_ns, w, self._marks))
+
+    def _settle(self) -> None:
+        """Let all tables be as `kernels.advance` leaves them; they are about to be changed."""
+        if self._marks is not None:
+            settle(self._w, self._marks)
+            self._marks = None
+
+    def _end_exactness(self, n_scans: int) -> None:
+        """Go on with tables once no huge page was split for some full scans."""
+        host = self._w.host
+        n_splits, n_quiet = self._quiet
+        n_quiet = n_quiet + n_scans if n_splits == host[k.H_SPLITS] else 0
+        self._quiet = int(host[k.H_SPLITS]), n_quiet
+        n_running = int((self._w.parts[:, k.P_IS_RUNNING] != 0).sum())
+        if n_quiet < _QUIET_SCANS * n_running or not n_running:
+            return
+        self._is_exact_for_now = False
+        host[k.H_EXACT] = 0
+        sites, parts = self._w.sites, self._w.parts
+        of_site = sites[:, k.S_PART]
+        in_tree = np.flatnonzero((sites[:, k.S_META] & k.M_UNSTABLE != 0)
+                                 & (sites[:, k.S_SEQ] == parts[of_site, k.P_EPOCH]))
+        rows = sites[in_tree, k.S_OLD] + parts[of_site[in_tree], k.P_CONTENT_OFFSET]
+        self._w.contents[rows, k.C_SITE] = in_tree
+        self._w.contents[rows, k.C_EPOCH] = sites[in_tree, k.S_SEQ]
 
     def _range(self, row: int, mm: int, start_vpn: int, end_vpn: int) -> tuple[int, int]:
         """The part of `order` that holds the sites of the partition in the range."""
@@ -480,9 +399,11 @@ class MergeSpaces:
         """
         row = self._row(partition)
         first, last = self._range(row, mm, start_vpn, end_vpn)
+        self._settle()
+        self._n_calls += 1
         outcomes = np.zeros(k.N_OUTCOMES, dtype=np.int64)
         self._w.host[k.H_NOW_JIFFY] = self._now_ns // self._w.host[k.H_JIFFY_NS]
-        cost_ns = kernels.merge(row, first, last, outcomes, self._w)
+        cost_ns = ksmcalls.merge(row, first, last, outcomes, self._w)
         seen = outcomes.tolist()
         return MergeCounts(
             requested_pages=end_vpn - start_vpn,
@@ -507,10 +428,12 @@ class MergeSpaces:
         return self._unmerge(row, first, last, end_vpn - start_vpn)
 
     def _unmerge(self, row: int, first: int, last: int, requested_pages: int) -> UnmergeCounts:
+        self._settle()
+        self._n_calls += 1
         part = self._w.parts[row]
         n_zero = int(part[k.P_ZERO])
-        kernels.forget_range(row, first, last, self._w)
-        n_unmerged = int(kernels.break_range(row, first, last, self._w))
+        n_unmerged = int(ksmcalls.break_range(row, first, last, self._w))
+        ksmcalls.forget_range(row, first, last, self._w)
         n_unmerged += n_zero - int(part[k.P_ZERO])
         cost_ns = self.cost.call_ns + n_unmerged * self.cost.unmerge_ns
         part[k.P_CPU_NS] += cost_ns
@@ -537,6 +460,7 @@ class MergeSpaces:
         the old one has merged stay its own until unmerged. Its counters are part of those of the
         planned partition it renews.
         """
+        self._settle()
         row, w = self._row(partition), self._w
         mine = [(mm, at) for (of_row, mm), at in self._slot_of.items() if of_row == row]
         head, new_row = len(w.slots), len(w.parts)
@@ -552,17 +476,20 @@ class MergeSpaces:
         new[0, k.P_CONTENT_OFFSET] = len(w.contents)
         if len(w.contents) + self._n_base_contents > _INT32_MAX:
             raise UsageError("too many renewed partitions", where="partition")
+        new[0, [k.P_STABLE_ROOT, k.P_UNSTABLE_ROOT]] = -1
         self._w = w._replace(contents=np.concatenate([w.contents, self._empty_contents()]),
+                             stable_tree=np.resize(w.stable_tree, (
+                                 len(w.stable_tree) + len(w.keys), k.TREE_FIELDS)),
                              parts=np.concatenate([w.parts, new]),
                              slots=np.concatenate([w.slots, slots]))
         return new_row - 1
 
     def _sample(self) -> tuple[I64, I64]:
-        """Copies of the partition table and of what `kernels.sample` counts, by row."""
+        """Copies of the partition table and of what `ksmcalls.sample` counts, by row."""
         w = self._w
         n_nodes = int(w.host[k.H_NODE_TOP])
         out = np.zeros((len(w.parts), k.OUT_FIELDS), dtype=np.int64)
-        kernels.sample(
+        ksmcalls.sample(
             self._eligible,
             self._domain,
             self._sensitive,
@@ -580,13 +507,13 @@ class MergeSpaces:
         mm_slots = int(out[0, k.OUT_MM_SLOTS])
         total = out.sum(axis=0)
         total[k.OUT_MM_SLOTS] = mm_slots
-        return _counters(parts, total)
+        return counters_of(parts, total)
 
     def partition_counters(self) -> list[Counters]:
         """Counters of each partition of the plan, in order; O(sites)."""
         parts, out = self._sample()
         plan = self._w.parts[:, k.P_PLAN]
-        return [_counters(parts[plan == row], out[plan == row].sum(axis=0))
+        return [counters_of(parts[plan == row], out[plan == row].sum(axis=0))
                 for row in range(1, self._n_partitions + 1)]
 
     def one_partition_counters(self, partition: int) -> Counters:
@@ -596,7 +523,16 @@ class MergeSpaces:
         """
         row = self._row(partition)
         parts, out = self._sample()
-        return _counters(parts[row : row + 1], out[row])
+        return counters_of(parts[row : row + 1], out[row])
+
+
+def _content_keys(zero: NDArray[np.generic]) -> NDArray[np.uint64]:
+    """An order of contents as good as that of their bytes: any, but zeroes come first."""
+    ids = np.arange(len(zero), dtype=np.uint64)
+    key = (ids + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.where(zero != 0, ids, (key ^ (key >> np.uint64(31))) | np.uint64(1 << 63))
 
 
 def _close_ring(slots: I32, members: NDArray[np.int64], offset: int = 0) -> None:
@@ -642,45 +578,3 @@ def _with_arrivals(slots: I32, slot_of: I32, order: I32, served: NDArray[np.gene
     arrivals = np.column_stack([~late, np.full(len(late), k.REGISTERED), part_of_slot[late]])
     return (np.insert(event_time, first, event_time[first]),
             np.ascontiguousarray(np.insert(events, first, arrivals, axis=0), dtype=np.int32))
-
-
-def _counters(parts: I64, out: I64) -> Counters:
-    """Sums over rows of `parts`; `out` is summed already."""
-    p: list[int] = parts.sum(axis=0).tolist()
-    o: list[int] = out.tolist()
-    items, nodes, chains = p[k.P_ITEMS], p[k.P_NODES], p[k.P_CHAINS]
-    mm_slots = o[k.OUT_MM_SLOTS]
-    saved = p[k.P_LIVE_BASE] - p[k.P_LIVE_PHYS]
-    saved_zero = p[k.P_LIVE_BASE_ZERO] - p[k.P_LIVE_PHYS_ZERO]
-    sharing, shared, unshared = p[k.P_SHARING], p[k.P_SHARED], p[k.P_UNSHARED]
-    return Counters(
-        base_frames=p[k.P_LIVE_BASE],
-        frames=p[k.P_LIVE_PHYS],
-        saved_frames=saved - saved_zero,
-        saved_zero_frames=saved_zero,
-        eligible_pages=o[k.OUT_ELIGIBLE],
-        pages_shared=shared,
-        pages_sharing=sharing,
-        pages_unshared=unshared,
-        pages_volatile=items - shared - sharing - unshared,
-        pages_scanned=p[k.P_SCANNED],
-        pages_skipped=p[k.P_SKIPPED],
-        full_scans=p[k.P_FULL_SCANS],
-        ksm_zero_pages=p[k.P_ZERO],
-        general_profit_bytes=(sharing + p[k.P_ZERO]) * BYTES_PER_PAGE - items * RMAP_ITEM_BYTES,
-        pages_to_scan=int(parts[:, k.P_PAGES].max(initial=0)),
-        rmap_items=items,
-        stable_nodes=nodes,
-        stable_node_chains=chains,
-        stable_node_dups=p[k.P_DUPS],
-        mm_slots=mm_slots,
-        metadata_bytes=items * RMAP_ITEM_BYTES
-        + (nodes + chains) * STABLE_NODE_BYTES
-        + mm_slots * MM_SLOT_BYTES,
-        merge_cpu_ns=p[k.P_CPU_NS],
-        cow_breaks=p[k.P_COW],
-        cow_cpu_ns=p[k.P_COW_NS],
-        cross_domain_pages=o[k.OUT_CROSS],
-        cross_domain_sensitive_pages=o[k.OUT_CROSS_SENSITIVE],
-        unmerge_frames=o[k.OUT_UNMERGE],
-    )

@@ -140,7 +140,10 @@ def _bench(rows: list[Row], *, force: bool, announce: Callable[[str], None]) -> 
             raise MachineError("this kernel does not count the pages that ksmd scans",
                                where=str(control.folder), instead="calibrate on Linux 6.6 or later")
         control.apply({"max_page_sharing": 256, "merge_across_nodes": 1, "use_zero_pages": 0})
-        yield Bench(control, child, rows)
+        try:
+            yield Bench(control, child, rows)
+        finally:
+            child.close()  # nothing mergeable is left when KSM is given back
 
 
 def _uniques(n_stable: int = 0) -> Callable[[int, int], Counter[str]]:

@@ -163,7 +163,7 @@ def _spaces(host: FleetHost, setting: Setting) -> MergeSpaces:
         EventTable(host.event_time_ns, host.event_site, host.event_content, host.event_frame),
         n_partitions=1, content_is_zero=host.content_is_zero,
         domain_is_sensitive=np.zeros(1, np.uint8), kernel=setting.kernel, hz=host.spec.hz,
-        cost=setting.cost)
+        cost=setting.cost, trees="auto")
     spaces.start_scanner(0, setting.knobs)
     return spaces
 

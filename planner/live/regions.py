@@ -119,6 +119,10 @@ class RegionProcess:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child; its memory goes with it."""
         self._process.kill()
         self._process.communicate()
 
@@ -129,7 +133,7 @@ class RegionProcess:
             self._process.stdin.write(json.dumps({"do": what, **order}) + "\n")
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline() or '{"error": "it has ended"}')
-        except OSError as error:
+        except (OSError, ValueError) as error:  # its end closes the pipes
             answer = {"error": str(error)}
         if "error" in answer:
             raise MachineError(f"the process that holds test memory failed: {answer['error']}",

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from planner.capture import CaptureRequest, capture
 from planner.capture.procfs import ProcRoot
-from planner.capture.targets import processes_of, resolve_targets
+from planner.capture.targets import Process, processes_of, resolve_targets
 from planner.errors import InterruptedRunError, MachineError, UsageError
 from planner.fleet import FleetHost
 from planner.ksm import CostModel
@@ -122,6 +122,7 @@ class _Run:
     seen: Observation | None = None
     notes: list[str] = field(default_factory=list)
     interrupted: str = ""
+    missed: list[Process] = field(default_factory=list)
 
 
 def validate_live(request: LiveRequest, *, progress: Callable[[str, float], None] | None = None,
@@ -148,19 +149,21 @@ def validate_live(request: LiveRequest, *, progress: Callable[[str, float], None
                 raise MachineError("ksmd does not run here, so there is nothing to follow",
                                    where=str(control.folder / "run"),
                                    instead="use --drive-ksm to let it run for this long")
-            _note_others(run, root, pids)
             _capture(request, run, out, Watching(control, run, None, announce), root, progress)
+            _note_others(run, root, pids)
         else:
             changed = dict(request.knobs)
             with driven(pids, force=request.force, root=root, announce=announce) as mine:
                 announce("writing " + ", ".join(
                     f"{k}={v}" for k, v in changed.items()) + ", run=1; all of it is put back")
                 mine.apply(changed)
-                _note_others(run, root, pids)
                 _capture(request, run, out, Watching(mine, run, 1, announce), root, progress)
+                _note_others(run, root, pids)
         if run.seen is None:
             raise InterruptedRunError("stopped before ksmd was watched", instead="nothing was kept")
         trace = open_trace(out, verify=False)
+        seen_pids = {mm.pid for mm in trace.mms}
+        run.missed = [each for each in processes if each.pid not in seen_pids]
         return _compared(request, run, trace)
 
 
@@ -319,10 +322,11 @@ def _find_losses(request: LiveRequest, run: _Run, trace: Trace, notes: list[str]
     cgroup_guests = {guest.guest_id for guest in trace.guests if guest.kind == "container"}
     ended = [mm for mm in trace.mms
              if mm.end_snapshot < n_snapshots and mm.guest_id not in cgroup_guests]
-    if ended:
-        notes.append("partial: ended midway: " + ", ".join(
-            f"{mm.comm} {mm.pid}" for mm in ended[:8]))
-    return bool(run.interrupted or ended or n_snapshots < request.n_snapshots)
+    names = [f"{mm.comm} {mm.pid}" for mm in ended]
+    names += [f"{process.comm} {process.pid}" for process in run.missed]
+    if names:
+        notes.append("partial: ended midway: " + ", ".join(names[:8]))
+    return bool(run.interrupted or names or n_snapshots < request.n_snapshots)
 
 
 class _Clock:

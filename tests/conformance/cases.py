@@ -20,6 +20,12 @@ _MERGE_AFTER_LATE: tuple[int | None, ...] = (None, 8, None, None, 5, 13, 3, 2, 1
 # Order and cursor.
 
 
+def a_script_may_end_within_a_scan(case: Case) -> None:
+    """And the next one begins with a batch as large: whatever drives both must set it anew."""
+    case.process(1, range(1, 21))
+    case.scan_pages(10, volatile=10, full_scans=1)
+
+
 def processes_are_visited_in_the_order_of_their_first_advice(case: Case) -> None:
     for p in (1, 2, 3):
         case.do("spawn", p)
@@ -556,6 +562,7 @@ def two_equal_huge_pages_become_one(case: Case) -> None:
 
 
 _WRITERS: tuple[Write, ...] = (
+    a_script_may_end_within_a_scan,
     processes_are_visited_in_the_order_of_their_first_advice,
     pages_are_visited_in_ascending_order_whatever_was_mapped_first,
     who_registers_in_mid_scan_is_visited_in_the_next,

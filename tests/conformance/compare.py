@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
+from planner.ksm.knobs import KernelVersion
 from planner.ksm.machine import Machine as Product
 from tests.conformance.driver import CannotServe, Outcome
 from tests.conformance.live import run_on_host
@@ -15,9 +16,9 @@ from tests.conformance.qemu import SERIES, run_in_machine
 from tests.conformance.script import (
     Machine,
     Script,
+    compile_script,
     content_key,
     first_difference,
-    n_observations,
     run_script,
 )
 from tests.conformance.shrink import shrunk
@@ -27,7 +28,7 @@ from tests.oracles.kernel_ksm import Machine as Twin
 MODELLED = ("6.1", "6.12", "6.18")
 #: The plain model, and the planner's own.
 MODELS: dict[str, Callable[[str], Machine]] = {
-    "twin": Twin, "planner": lambda kernel: Product(kernel, key=content_key)}
+    "twin": Twin, "planner": lambda kernel: Product(cast(KernelVersion, kernel), key=content_key)}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Mismatch:
     difference: str
 
     def __str__(self) -> str:
-        steps = "\n".join(f"  {index}: {json.dumps(step)}" for index, step in
-                          enumerate(self.script))
+        steps = "\n".join(f"  {line}" for line in
+                          compile_script(self.script, "").splitlines()[1:-1])
         return (f"{self.model} differs from Linux {self.kernel} (observed: the kernel; expected: "
                 f"the model):\n{self.difference}\n{steps}")
 
@@ -54,10 +55,12 @@ def host_series() -> str:
     return series
 
 
-def run_on(kernel: str, scripts: Sequence[Script]) -> list[Outcome]:
-    """Run scripts on this kernel if it is of that series, otherwise in a machine."""
+def run_on(kernel: str, scripts: Sequence[Script], wait_s: float = 300) -> list[Outcome]:
+    """Run scripts on this kernel if it is of that series (`live.exclusive_ksm` says what
+    `wait_s` is), otherwise in a machine.
+    """
     if kernel == ".".join(os.uname().release.split(".")[:2]):
-        return run_on_host(scripts)
+        return run_on_host(scripts, wait_s=wait_s)
     if kernel not in SERIES:
         raise CannotServe(f"Linux {kernel} is neither this kernel nor one of {', '.join(SERIES)}")
     return run_in_machine(kernel, scripts)
@@ -84,21 +87,19 @@ def mismatches(model: str, kernel: str, scripts: Sequence[Script],
 
 
 def shortest(mismatch: Mismatch) -> Mismatch:
-    """The shortest script that shows a difference, found by running more on the kernel."""
+    """The shortest script that shows a difference, found by running more on the kernel.
+
+    One that alone shows none is given back as it is, and said to be so: it needs what ran before.
+    """
     def fails(candidates: Sequence[Script]) -> list[bool]:
         done = run_on(mismatch.kernel, candidates)
         return [outcome.status == "ok"
                 and difference(mismatch.model, mismatch.kernel, script, outcome) is not None
                 for script, outcome in zip(candidates, done, strict=True)]
 
+    if not fails([mismatch.script])[0]:
+        return replace(mismatch, difference=f"(not when run alone) {mismatch.difference}")
     script = shrunk(mismatch.script, fails)
     [outcome] = run_on(mismatch.kernel, [script])
     found = difference(mismatch.model, mismatch.kernel, script, outcome)
-    if found is None:
-        return mismatch
-    return Mismatch(mismatch.model, mismatch.kernel, script, found)
-
-
-def n_scans(scripts: Sequence[Script]) -> int:
-    """Observations of some scripts together."""
-    return sum(map(n_observations, scripts))
+    return replace(mismatch, script=script, difference=found or mismatch.difference)

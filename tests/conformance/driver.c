@@ -257,14 +257,20 @@ static int wait_for_batch(long before)
 	return -1;
 }
 
-static void batch(long n_pages)
+static void set_batch(long n_pages)
 {
 	static long current;
-	long before;
 
 	if (current != n_pages && set_knob("pages_to_scan", n_pages))
 		die("cannot set pages_to_scan");
 	current = n_pages;
+}
+
+static void batch(long n_pages)
+{
+	long before;
+
+	set_batch(n_pages);
 	before = asleep();
 	poke();
 	if (wait_for_batch(before))
@@ -650,12 +656,15 @@ static void begin(void)
 	static const struct command advise = {.op = OP_ADVISE, .vpn = BASE, .n = 1};
 	long before;
 
+	/* Refused while a process that exits still has merged pages. */
+	for (int i = 0; set_knob("max_page_sharing", 256) == EBUSY && i < 100; i++)
+		usleep(50000);
 	if (set_knob("max_page_sharing", 256) || set_knob("use_zero_pages", 0)
 	    || set_knob("stable_node_chains_prune_millisecs", PRUNE_NEVER_MS))
 		die("cannot set the knobs");
 	set_knob("merge_across_nodes", 1);
 	set_knob("smart_scan", 1);
-	set_knob("pages_to_scan", MANY_PAGES);
+	set_batch(MANY_PAGES);
 	spawn(0);
 	if (ask(0, &map) || ask(0, &advise))
 		die("process 0 failed");

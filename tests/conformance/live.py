@@ -33,6 +33,8 @@ def _value(path: Path) -> str:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
+    # A second one does not interrupt what the first one made us put back.
+    signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
@@ -63,6 +65,27 @@ def _why_not(lock: int) -> str | None:
             "may be merged")
 
 
+def _put_back(found: dict[Path, str], run: str) -> None:
+    """Unmerge all and write every setting that was found; OSError after all if one was refused."""
+    refused: OSError | None = None
+    for place, text in found.items():
+        # While pages are merged some are refused; and they stay so for as long as a process that
+        # has them takes to exit.
+        for _ in range(100):
+            (KSM / "run").write_text("2")
+            try:
+                place.write_text(text)
+                break
+            except OSError as error:
+                failure = error
+                time.sleep(0.1)
+        else:
+            refused = failure
+    (KSM / "run").write_text(run)
+    if refused is not None:
+        raise refused
+
+
 @contextlib.contextmanager
 def exclusive_ksm(wait_s: float = 300) -> Iterator[None]:
     """Hold KSM alone, stopped and with nothing merged; every setting is put back afterwards.
@@ -88,11 +111,7 @@ def exclusive_ksm(wait_s: float = 300) -> Iterator[None]:
                     (KHUGEPAGED / name).write_text(str(value))
                 yield
             finally:
-                # Unmerges all; only then may the other knobs be set.
-                (KSM / "run").write_text("2")
-                for place, text in found.items():
-                    place.write_text(text)
-                (KSM / "run").write_text(run)
+                _put_back(found, run)
     finally:
         os.close(lock)
 
@@ -144,5 +163,8 @@ def run_on_host(scripts: Sequence[Script], *, n_at_once: int = N_AT_ONCE, wait_s
     done: list[Outcome] = []
     for first in range(0, len(scripts), n_at_once):
         with exclusive_ksm(wait_s):
-            done += _run_once(scripts[first:first + n_at_once], timeout_s)
+            part = _run_once(scripts[first:first + n_at_once], timeout_s)
+            if advised_processes():
+                raise CannotServe("memory of others became mergeable while scripts ran")
+            done += part
     return done

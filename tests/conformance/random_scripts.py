@@ -23,7 +23,7 @@ from tests.conformance.script import (
     Script,
     ScriptError,
     Step,
-    n_observations,
+    n_scans,
     slot,
 )
 
@@ -179,9 +179,11 @@ class _Writer:
             self.write()
         self.do("run", 1)
 
-    def script(self, n_scans: int) -> Script:
+    def script(self, length: int) -> Script:
         rng = self.rng
-        if rng.random() < 0.6:
+        # Processes that come and go in mid-scan leave stable nodes with nothing behind them.
+        is_churning = rng.random() < 0.25
+        if rng.random() < 0.6 or is_churning:
             self.do("knob", "max_page_sharing", rng.choice((2, 3, 4, 7, 16)))
         if rng.random() < 0.3:
             self.do("knob", "use_zero_pages", 1)
@@ -196,12 +198,17 @@ class _Writer:
             (6, self.on_range("unmap")), (4, self.on_range("advise")),
             (6, self.on_range("unadvise")), (8, self.fork), (7, self.exit), (5, self.spawn),
             (6, self.map), (4, self.mremap), (5, self.knob), (3, self.run)]
-        is_batched = rng.random() < 0.3
-        for _ in range(n_scans):
+        weights = [weight for weight, _ in kinds]
+        if is_churning:
+            weights[6], weights[7] = 40, 40
+        is_batched = is_churning or rng.random() < 0.3
+        for _ in range(length):
             # Several scans without a change let things settle, which has its own paths.
             if rng.random() < 0.7:
                 for _ in range(rng.randint(1, 4)):
-                    rng.choices([step for _, step in kinds], [weight for weight, _ in kinds])[0]()
+                    rng.choices([step for _, step in kinds], weights)[0]()
+                    if rng.random() < 0.1:
+                        self.do("check")
             if is_batched and rng.random() < 0.5:
                 self.do("scan_pages", rng.randint(1, max(2, self.n_pages())))
             else:
@@ -212,16 +219,14 @@ class _Writer:
 def random_script(seed: int, number: int) -> Script:
     """Script `number` of a seed: 5 to 12 scans, sometimes 20 to 40 (old age of smart scan)."""
     rng = random.Random(f"{seed}/{number}")
-    n_scans = rng.randint(20, 40) if rng.random() < 0.1 else rng.randint(5, 12)
-    return _Writer(rng).script(n_scans)
+    return _Writer(rng).script(rng.randint(20, 40) if rng.random() < 0.1 else rng.randint(5, 12))
 
 
-def random_scripts(seed: int, n_scans: int, first: int = 0) -> Iterator[Script]:
-    """Scripts of a seed from number `first` on, until they make `n_scans` observations or more."""
-    done = 0
-    number = first
-    while done < n_scans:
+def random_scripts(seed: int, at_least: int) -> Iterator[Script]:
+    """Scripts of a seed from number 0 on, until they make that many scans."""
+    done = number = 0
+    while done < at_least:
         script = random_script(seed, number)
         yield script
-        done += n_observations(script)
+        done += n_scans(script)
         number += 1

@@ -5,8 +5,16 @@ By hand, for more: python -m tests.conformance --kernel 6.12 --scans 10000 --see
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +22,12 @@ from tests.conformance.casebook import unexpected, written
 from tests.conformance.cases import CASES
 from tests.conformance.compare import MODELS, host_series, mismatches, shortest
 from tests.conformance.driver import CannotServe, Outcome
-from tests.conformance.live import run_on_host
+from tests.conformance.live import KHUGEPAGED, QUIET_KHUGEPAGED, run_on_host
 from tests.conformance.qemu import run_in_machine
 from tests.conformance.random_scripts import random_scripts
 from tests.conformance.script import Script
 from tests.conformance.vectors import VECTORS
+from tests.kernel.conftest import KNOBS, KSM, advised_processes
 
 pytestmark = pytest.mark.kernel
 
@@ -85,3 +94,45 @@ def test_every_counter_and_frame_of_a_model_is_the_kernels_after_every_scan(
     assert {outcome.status for outcome in done} == {"ok"}
     found = list(mismatches(model, series(kernel), scripts_of(kernel), done))
     assert not found, f"{len(found)} scripts differ; the first, made short: {shortest(found[0])}"
+
+
+@contextlib.contextmanager
+def exclusive_or_skip() -> Iterator[None]:
+    """KSM's lock, and nothing changed; skips when others have mergeable memory."""
+    lock = os.open(KSM, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if advised_processes():
+            pytest.skip("processes of others may be merged")
+        yield
+    finally:
+        os.close(lock)
+
+
+def test_a_run_that_is_terminated_puts_everything_back() -> None:
+    places = [KSM / name for name in (*KNOBS, "run") if (KSM / name).exists()]
+    places += [KHUGEPAGED / name for name in QUIET_KHUGEPAGED]
+    with exclusive_or_skip():
+        before = {place: place.read_text() for place in places}
+    program = subprocess.Popen(
+        [sys.executable, "-c", "from tests.conformance.live import run_on_host\n"
+         "run_on_host([[['check']] * 10 ** 5], wait_s=60)"],
+        stderr=subprocess.PIPE, text=True)
+    try:
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+        end = time.monotonic() + 90
+        # Its driver, which it starts when it has KSM.
+        while not children.read_text():
+            if program.poll() is not None:
+                pytest.skip(program.communicate()[1].splitlines()[-1])
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        time.sleep(0.5)
+        assert int((KSM / "sleep_millisecs").read_text()) >= 3_600_000
+        program.terminate()
+        assert program.wait(30) == 128 + signal.SIGTERM
+    finally:
+        program.kill()
+        program.communicate()
+    with exclusive_or_skip():
+        assert {place: place.read_text() for place in places} == before

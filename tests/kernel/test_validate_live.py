@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,11 +96,19 @@ def test_a_live_validation_is_close_at_rest_and_restores_everything(
 def test_processes_that_exit_midway_leave_partial_data(idle_ksm: KsmControl) -> None:
     found = idle_ksm.knobs()
     with interpreters(2) as pids:
-        killer = subprocess.Popen(["sh", "-c", f"sleep 6; kill -9 {pids[0]}"])
+        def kill_when_ksmd_runs() -> None:
+            end = time.monotonic() + 120
+            while idle_ksm["run"] != 1 and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(1)
+            os.kill(pids[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_when_ksmd_runs)
+        killer.start()
         try:
             result = watch(pids, duration_ns=8 * SECOND)
         finally:
-            killer.wait()
+            killer.join()
     assert result.is_partial
     assert result.document["status"] == "partial"
     assert any("ended midway" in note and str(pids[0]) in note for note in result.notes)
