@@ -8,12 +8,19 @@ from collections.abc import Callable
 
 import pytest
 
-from planner.ksm import Credentials
-from planner.ksm.partition_memory import ModuleMemory
+from planner.ksm import (
+    Credentials,
+    EventTable,
+    MergeSpaces,
+    ModuleMemory,
+    partition_object,
+)
 from planner.ksm.partition_names import KSM_CREAT, KSM_SYNC
 from planner.ksm.partition_rules import KERNEL_THREAD, ModuleKsm, RangeCounts
 from planner.ksm.selective import SelectiveKsm
+from tests.agreement.machine import differences
 from tests.agreement.script import ModelRun, n_calls, random_script, scripts
+from tests.ksm_worlds import site_table
 
 PAGE = 4096
 A, B = 100, 101
@@ -181,7 +188,29 @@ def test_processes_are_checked_after_the_range_and_permission_comes_last() -> No
 
 
 def test_planning_goes_by_the_kernels_rules() -> None:
-    assert (SelectiveKsm.rules, ModuleKsm.rules) == ("kernel", "module")
+    sites, is_zero = site_table([0, 0], [1, 1])
+    spaces = MergeSpaces(sites, EventTable.empty(), n_partitions=1, content_is_zero=is_zero,
+                         domain_is_sensitive=[False])
+    planned = partition_object(spaces, names=["a"], mms={4711: 0})
+    assert isinstance(planned, SelectiveKsm)
+    assert planned.rules == "kernel"
+    module = partition_object(ModuleMemory(), rules="module")
+    assert isinstance(module, ModuleKsm)
+    assert module.rules == "module"
+    with pytest.raises(TypeError, match="do not go with"):
+        partition_object(spaces, rules="module")  # type: ignore[call-overload]
+
+
+def test_the_comparison_sees_every_answer() -> None:
+    script = random_script(5)
+    answers = list(map(ModelRun(), script))
+    assert differences(script, answers) == []
+    for number in (0, len(script) // 2, len(script) - 1):
+        wrong = answers.copy()
+        wrong[number] += " 1"
+        [found] = differences(script, wrong)
+        assert found.startswith(f"{number}: ")
+    assert len(differences(script, answers[:-2])) == 2
 
 
 def test_scripts_are_the_same_for_a_seed_and_use_every_call() -> None:

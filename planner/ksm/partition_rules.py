@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Literal, overload
 
 from planner.ksm.partition_memory import Frame, FrameKind, ModuleMemory, Place, Process
 from planner.ksm.partition_names import Credentials, Descriptor, Partition, Partitions, Rules, fail
+from planner.ksm.selective import SelectiveKsm
+from planner.ksm.space import MergeSpaces
 
-__all__ = ["KERNEL_THREAD", "ModuleKsm", "RangeCounts"]
+__all__ = ["KERNEL_THREAD", "ModuleKsm", "RangeCounts", "partition_object"]
 
 #: A pid that `ModuleKsm` takes for a kernel thread's.
 KERNEL_THREAD = 2
@@ -424,3 +427,31 @@ def _cut(table: Table, process: Process, start_vpn: int, end_vpn: int) -> None:
             (each.start_vpn, min(each.end_vpn, start_vpn)),
             (max(each.start_vpn, end_vpn), each.end_vpn)) if start < end]
     table.ranges = left
+
+
+@overload
+def partition_object(host: MergeSpaces, *, rules: Literal["kernel"] = ..., names: Sequence[str],
+                     mms: Mapping[int, int],
+                     credentials: Credentials | None = ...) -> SelectiveKsm: ...
+
+
+@overload
+def partition_object(host: ModuleMemory, *, rules: Literal["module"],
+                     credentials: Credentials | None = ...) -> ModuleKsm: ...
+
+
+def partition_object(
+    host: MergeSpaces | ModuleMemory, *, rules: Rules = "kernel", names: Sequence[str] = (),
+    mms: Mapping[int, int] | None = None, credentials: Credentials | None = None,
+) -> SelectiveKsm | ModuleKsm:
+    """The calls of Selective KSM on a host, by the rules of the kernel's KSM or of the module.
+
+    Planning takes the former, over the merge spaces of a replay; `names` and `mms` are those of
+    `SelectiveKsm`. The module's rules need processes that map, write and fork. `TypeError` when
+    host and rules do not fit.
+    """
+    if rules == "kernel" and isinstance(host, MergeSpaces):
+        return SelectiveKsm(host, names, mms or {}, credentials=credentials)
+    if rules == "module" and isinstance(host, ModuleMemory):
+        return ModuleKsm(host, credentials=credentials)
+    raise TypeError(f"rules {rules!r} do not go with {type(host).__name__}")

@@ -35,8 +35,7 @@ def planned(folder: Path) -> dict[str, Any]:
         "domains": [tenant],
         "expected": {"saved_bytes": rows[tenant]["saved_bytes"],
                      "saved_zero_bytes": rows[tenant]["saved_zero_bytes"],
-                     "pages_sharing": rows[tenant]["pages_sharing"],
-                     "ksm_zero_pages": rows[tenant]["ksm_zero_pages"]},
+                     "pages_sharing": rows[tenant]["pages_sharing"]},
         "members": [{"guest": name_of(tenant, i), "host": "host", "domain": tenant, "labels": {}}
                     for i in range(N_CONTAINERS)]} for tenant in TENANTS]
     return {"kind": "planner.selective-ksm", "format_version": 1, "scenario": "test",
