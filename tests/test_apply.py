@@ -20,6 +20,7 @@ from planner.apply import (
     find_members,
     read_plan,
     read_report,
+    split_huge_pages,
     steps_of,
     undo,
     write_settings,
@@ -185,6 +186,48 @@ def test_a_failed_call_shows_what_was_done_before_it(tmp_path: Path) -> None:
     assert report.failures[0] == ("partition red: merge of red-1 (process 100): "
                                   "EINTR: Interrupted system call")
     assert report.partitions[1].calls, "the other partition is not given up"
+
+
+def test_an_interrupt_leaves_a_report_of_what_was_done(tmp_path: Path) -> None:
+    memory, members = tenants()
+    device = Device(memory)
+    calls = iter((None, None, KeyboardInterrupt()))
+
+    def merge(fd: int, pid: int, addr: int, size: int) -> CallCounts:
+        problem = next(calls)
+        if problem is not None:
+            raise problem
+        return counts_of(device.ksm.ksm_merge(fd, pid, addr, size))
+
+    device.ksm_merge = merge  # type: ignore[method-assign]
+    report = applied(read_plan(written(tmp_path)), device, members)
+    assert report.is_interrupted
+    assert [part.merged_pages for part in report.partitions] == [16, 0]
+    assert report.failures == ["partition blue: interrupted"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        device.close(3)
+
+
+def test_huge_pages_are_split_first_where_that_is_asked_for(tmp_path: Path) -> None:
+    memory, members = tenants()
+    debug = tmp_path / "kernel/debug"
+    debug.mkdir(parents=True)
+    (debug / "split_huge_pages").touch()
+    split = []
+
+    def split_one(extent: Extent) -> None:
+        split_huge_pages(tmp_path, extent)
+        split.append((debug / "split_huge_pages").read_text())
+        if len(split) == 2:
+            raise OSError(errno.ENOENT, "gone")
+
+    report = carry_out(read_plan(written(tmp_path)), members, Device(memory),
+                       set_scanner=no_settings, split=split_one)
+    assert split[0] == "100,0x7f0000000000,0x7f000000a000"
+    assert len(split) == 4
+    assert report.failures == ["partition red: split of red-2 (process 101): "
+                               "ENOENT: No such file or directory"]
+    assert [part.merged_pages for part in report.partitions] == [16, 16]
 
 
 def test_without_allow_merge_nothing_is_tried_further(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from planner.partitions import (
 )
 
 __all__ = ["FORMAT_VERSION", "KIND", "CallReport", "Calls", "PartitionReport", "Report",
-           "carry_out", "report_of", "steps_of", "undo", "write_settings"]
+           "carry_out", "report_of", "split_huge_pages", "steps_of", "undo", "write_settings"]
 
 KIND = "planner.selective-ksm-report"
 FORMAT_VERSION = 1
@@ -142,13 +142,17 @@ class PartitionReport:
 
 @dataclass(slots=True)
 class Report:
-    """What was done of a plan; `missing` are members that do not run here."""
+    """What was done of a plan; `missing` are members that do not run here.
+
+    After Ctrl-C (`is_interrupted`) it has what was done until then.
+    """
 
     action: str
     plan_digest: str
     policy: str
     partitions: list[PartitionReport]
     missing: list[str] = field(default_factory=list)
+    is_interrupted: bool = False
 
     @property
     def failures(self) -> list[str]:
@@ -185,10 +189,12 @@ def steps_of(plan: Plan, members: Mapping[str, Member], *, is_undo: bool) -> Ite
 
 def carry_out(plan: Plan, members: Mapping[str, Member], device: Calls, *,
               set_scanner: Callable[[str, Mapping[str, int]], None],
+              split: Callable[[Extent], None] | None = None,
               progress: Progress = _silent) -> Report:
     """Open every partition and merge, or attach, its members' memory once.
 
-    `set_scanner(name, settings)` writes a scanner's settings. After a failed call the others of
+    `set_scanner(name, settings)` writes a scanner's settings, `split` splits the huge pages of a
+    member's memory beforehand; both may raise OSError. After a failed call the others of
     its partition are still made, unless it concerns all of them (no permission, no memory).
     """
     report = _report("apply", plan, members)
@@ -205,11 +211,16 @@ def carry_out(plan: Plan, members: Mapping[str, Member], device: Calls, *,
         try:
             if planned.scanner:
                 set_scanner(planned.name, planned.scanner)
+            if split is not None:
+                _split(part, split, planned, members)
             call = device.ksm_merge if planned.is_sync else device.ksm_attach
             _each(part, "merge" if planned.is_sync else "attach", call, fd, planned, members)
             _count(part, device, fd)
         except OSError as error:
             part.error = _words(error)
+        except KeyboardInterrupt:
+            part.error, report.is_interrupted = "interrupted", True
+            break
         finally:
             device.close(fd)
     return report
@@ -240,9 +251,18 @@ def undo(plan: Plan, members: Mapping[str, Member], device: Calls, *,
                 device.ksm_unlink(planned.name)
         except OSError as error:
             part.error = _words(error)
+        except KeyboardInterrupt:
+            part.error, report.is_interrupted = "interrupted", True
+            break
         finally:
             device.close(fd)
     return report
+
+
+def split_huge_pages(sys: Path, extent: Extent) -> None:
+    """Have the kernel split the huge pages of a range, by its debugfs below /sys; OSError."""
+    (sys / "kernel/debug/split_huge_pages").write_text(
+        f"{extent.pid},{extent.start:#x},{extent.start + extent.size:#x}")
 
 
 def write_settings(sys: Path, name: str, settings: Mapping[str, int]) -> None:
@@ -272,6 +292,17 @@ def _each(part: PartitionReport, name: str, call: Callable[[int, int, int, int],
             if done.error and done.error.partition(":")[0] in ("EPERM", "EACCES", "ENOMEM",
                                                                "EOPNOTSUPP", "EINTR"):
                 return
+
+
+def _split(part: PartitionReport, split: Callable[[Extent], None], planned: PlannedPartition,
+           members: Mapping[str, Member]) -> None:
+    for member in planned.members:
+        for extent in members[member.guest].extents if member.guest in members else ():
+            try:
+                split(extent)
+            except OSError as error:
+                part.calls.append(CallReport("split", member.guest, extent.pid, extent.start,
+                                             extent.size, error=_words(error)))
 
 
 def _call(name: str, call: Callable[[int, int, int, int], CallCounts], fd: int, guest: str,
@@ -312,7 +343,8 @@ def report_of(document: Mapping[str, Any]) -> Report:
                                                            for call in part["calls"]]})
                       for part in document["partitions"]]
         return Report(str(document["action"]), str(document["plan_digest"]),
-                      str(document["policy"]), partitions, list(document["missing"]))
+                      str(document["policy"]), partitions, list(document["missing"]),
+                      bool(document["is_interrupted"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the report is damaged: {error}"[:400],
                         instead="write it again with --json") from error

@@ -30,6 +30,9 @@ def apply(
         metavar="GUEST=PLACE")] = None,
     skip_missing: Annotated[bool, typer.Option(
         "--skip-missing", help="Go on without members that are not running here.")] = False,
+    split_huge: Annotated[bool, typer.Option(
+        "--split-huge", help="Split huge pages first, which are not merged otherwise; needs "
+                             "debugfs, and what was split is slower to walk.")] = False,
     output: Annotated[Path | None, typer.Option(
         "-o", "--output", help="Write the report as JSON, for planner validate plan.",
         metavar="FILE")] = None,
@@ -43,11 +46,19 @@ def apply(
 
     Example: sudo planner apply plan.json --member web-1=4711 --dry-run
     """
-    from planner.apply import carry_out, find_members, read_plan, steps_of, write_settings
+    from functools import partial
+
+    from planner.apply import (
+        carry_out,
+        find_members,
+        read_plan,
+        split_huge_pages,
+        steps_of,
+        write_settings,
+    )
     from planner.apply import undo as undo_plan
     from planner.capture.procfs import ProcRoot
     from planner.cli.progress import ProgressLine
-    from planner.errors import MachineError
     from planner.partitions import PartitionDevice
 
     wanted = read_plan(plan).on_host(host)
@@ -73,7 +84,8 @@ def apply(
             else:
                 report = carry_out(
                     wanted, found, device, progress=line.update,
-                    set_scanner=lambda name, knobs: write_settings(root.sys, name, knobs))
+                    split=partial(split_huge_pages, root.sys) if split_huge else None,
+                    set_scanner=partial(write_settings, root.sys))
     finally:
         line.done()
     text = json.dumps(report.to_json(), indent=1) + "\n"
@@ -83,11 +95,7 @@ def apply(
         typer.echo(text, nl=False)
     else:
         _print(report)
-    if report.failures:
-        done = sum(part.merged_pages + part.unmerged_pages for part in report.partitions)
-        raise MachineError(
-            f"{len(report.failures)} failed, {done} pages were done: "
-            + "; ".join(report.failures[:3]), instead=_advice(report))
+    _raise_failures(report)
     return 0
 
 
@@ -166,12 +174,13 @@ def _print(report: Report) -> None:
                 + (f"merged {call.merged_pages} + {call.partner_pages}, "
                    f"candidates {call.candidate_pages}, already {call.already_pages}"
                    if call.call == "merge" else f"unmerged {call.unmerged_pages}"
-                   if call.call == "unmerge" else "done")
+                   if call.call == "unmerge" else "failed" if call.error else "done")
                 + f", {format_duration(call.total_ns)}"
                 + (f", {call.error}" if call.error else "")))
         if part.refused:
             reasons = ", ".join(f"{reason} {number}" for reason, number in part.refused.items())
-            typer.echo(f"  refused pages: {reasons}")
+            hint = " (--split-huge)" if "thp" in part.refused else ""
+            typer.echo(f"  refused pages: {reasons}{hint}")
 
 
 def _done(action: str, part: PartitionReport) -> str:
@@ -187,6 +196,19 @@ def _done(action: str, part: PartitionReport) -> str:
     freed = f"; {part.pages_sharing} pages freed" if part.pages_sharing is not None else ""
     expected = f" ({part.expected_pages} expected)" if part.expected_pages is not None else ""
     return f"{part.merged_pages} pages merged, {time}{freed}{expected}"
+
+
+def _raise_failures(report: Report) -> None:
+    """The error that stands for what went wrong, after all that was done has been told."""
+    from planner.errors import InterruptedRunError, MachineError
+
+    done = sum(part.merged_pages + part.unmerged_pages for part in report.partitions)
+    if report.is_interrupted:
+        raise InterruptedRunError(f"interrupted after {done} pages", instead="run it again to go "
+                                  "on, or with --undo to take back what was done")
+    if report.failures:
+        raise MachineError(f"{len(report.failures)} failed, {done} pages were done: "
+                           + "; ".join(report.failures[:3]), instead=_advice(report))
 
 
 def _advice(report: Report) -> str:
@@ -220,15 +242,15 @@ def _print_comparison(rows: list[PlanComparison]) -> None:
 def _write(path: Path, text: str) -> None:
     from planner.errors import DataError
 
-    partial = path.with_name(path.name + ".partial")
+    aside = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        aside.write_text(text, "utf-8")
+        aside.replace(path)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path),
                         instead="check the folder and its permissions") from None
     finally:
-        partial.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 def _plain(text: str) -> str:
