@@ -27,8 +27,8 @@ from typing import Generic, Literal, NoReturn, TypeVar
 
 from planner.ksm.records import BYTES_PER_PAGE
 
-__all__ = ["KSM_CREAT", "KSM_EXCL", "KSM_SYNC", "Credentials", "Descriptor", "Partition",
-           "Partitions", "Rules", "fail"]
+__all__ = ["KSM_CREAT", "KSM_EXCL", "KSM_SYNC", "READ", "WRITE", "Credentials", "Descriptor",
+           "Partition", "Partitions", "Rules", "fail"]
 
 #: By whose rules pages of a partition are merged: the kernel's KSM, as planning does, or the
 #: kernel module's. docs/selective-ksm.md lists the differences.

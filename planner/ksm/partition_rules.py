@@ -16,7 +16,15 @@ from itertools import islice
 from typing import Literal, overload
 
 from planner.ksm.partition_memory import Frame, FrameKind, ModuleMemory, Place, Process
-from planner.ksm.partition_names import Credentials, Descriptor, Partition, Partitions, Rules, fail
+from planner.ksm.partition_names import (
+    WRITE,
+    Credentials,
+    Descriptor,
+    Partition,
+    Partitions,
+    Rules,
+    fail,
+)
 from planner.ksm.selective import SelectiveKsm
 from planner.ksm.space import MergeSpaces
 
@@ -25,6 +33,8 @@ __all__ = ["KERNEL_THREAD", "ModuleKsm", "RangeCounts", "partition_object"]
 #: A pid that `ModuleKsm` takes for a kernel thread's.
 KERNEL_THREAD = 2
 _STEP_PAGES = 512
+#: With five levels of page tables; nothing between this and what four levels allow is ever used.
+_ADDRESS_MAX = 1 << 56
 _EQUAL_MAX = 16
 #: Rounds of a scanner after which nothing changes any more: seen, candidate, merged, and to spare.
 _ROUNDS = 4
@@ -144,23 +154,28 @@ class ModuleKsm(Partitions[Table]):
         Raises `OSError`: EBADF; EACCES (opened O_RDONLY); EOPNOTSUPP (not opened with KSM_SYNC);
         EINVAL (the range, a kernel thread); ESRCH; EPERM.
         """
-        partition, start_vpn, end_vpn = self._range(fd, addr, size)
-        process = self._process(pid, is_merge=True)
-        partition.n_calls += 1
-        counts = RangeCounts()
-        _merge(partition.kept, process, start_vpn, end_vpn, counts, is_gated=False)
-        partition.kept.add(counts)
-        return counts
+        return self._call(*self._range(fd, addr, size), pid, is_merge=True)
 
     def ksm_unmerge(self, fd: int, pid: int, addr: int, size: int) -> RangeCounts:
         """Give merged pages of the range frames of their own; errno as for `ksm_merge`."""
-        partition, start_vpn, end_vpn = self._range(fd, addr, size)
-        process = self._process(pid, is_merge=False)
-        partition.n_calls += 1
-        counts = RangeCounts()
-        _unmerge(partition.kept, process, start_vpn, end_vpn, counts)
-        partition.kept.add(counts)
-        return counts
+        return self._call(*self._range(fd, addr, size), pid, is_merge=False)
+
+    def store(self, name: str, pid: int, addr: int, size: int, *, is_merge: bool) -> None:
+        """Write "PID ADDR SIZE" to a partition's file `merge` or `unmerge`.
+
+        Raises `OSError`: ENOENT without partition; EACCES; EOPNOTSUPP for one with a scanner;
+        EINVAL, ESRCH and EPERM as `ksm_merge`, and EINVAL beyond any process's memory.
+        """
+        partition = self._by_name.get(name)
+        if partition is None:
+            fail(errno.ENOENT, name)
+        if not self._may(partition, WRITE):
+            fail(errno.EACCES, name)
+        if not partition.is_sync:
+            fail(errno.EOPNOTSUPP, f"{name} has a background scanner")
+        if max(addr, size) > _ADDRESS_MAX:
+            fail(errno.EINVAL, f"range {addr:#x}+{size:#x}")
+        self._call(partition, *self._vpns(addr, size), pid, is_merge=is_merge)
 
     def ksm_attach(self, fd: int, pid: int, addr: int, size: int) -> None:
         """Let the partition's scanner look at a range.
@@ -225,6 +240,18 @@ class ModuleKsm(Partitions[Table]):
     def _end(self, partition: Partition[Table]) -> None:
         """The table is dropped; what is merged stays so, and belongs to nobody."""
         partition.kept.sites.clear()
+
+    def _call(self, partition: Partition[Table], start_vpn: int, end_vpn: int, pid: int, *,
+              is_merge: bool) -> RangeCounts:
+        process = self._process(pid, is_merge=is_merge)
+        partition.n_calls += 1
+        counts = RangeCounts()
+        if is_merge:
+            _merge(partition.kept, process, start_vpn, end_vpn, counts, is_gated=False)
+        else:
+            _unmerge(partition.kept, process, start_vpn, end_vpn, counts)
+        partition.kept.add(counts)
+        return counts
 
     def _process(self, pid: int, *, is_merge: bool) -> Process:
         if pid == KERNEL_THREAD:

@@ -351,6 +351,22 @@ static void call(const char *name, long fd, long p, unsigned long address, unsig
 	tell_refused(counts.refused);
 }
 
+/* The other way to call: a line written to a file. */
+static void store(const char *name, const char *file, long p, const char *address,
+		  const char *size)
+{
+	char path[300], text[80];
+	int fd, length, ret;
+
+	snprintf(path, sizeof(path), DIRECTORY "%s/%s", name, file);
+	length = snprintf(text, sizeof(text), "%d %s %s\n", pid_of(p), address, size);
+	fd = open(path, O_WRONLY);
+	ret = fd < 0 ? -1 : write(fd, text, length);
+	tell(ret == length ? 0 : ret);
+	if (fd >= 0)
+		close(fd);
+}
+
 static void tell_counters(long fd)
 {
 	static const __u64 none[KSM_PARTITION_REFUSED_MAX];
@@ -508,6 +524,10 @@ static void run(char *line)
 		need(!mlock(drain, PAGE) && !munlock(drain, PAGE));
 		call(name, atol(words[1]), atol(words[2]), strtoul(words[3], NULL, 10),
 		     strtoul(words[4], NULL, 10));
+	} else if (!strcmp(name, "store")) {
+		need(!mlock(drain, PAGE) && !munlock(drain, PAGE) && !seteuid(0));
+		store(words[1] + 1, words[2], atol(words[3]), words[4], words[5]);
+		become(who);
 	} else if (!strcmp(name, "counters")) {
 		tell_counters(atol(words[1]));
 	} else if (!strcmp(name, "files") || !strcmp(name, "scan") || !strcmp(name, "look")) {

@@ -13,6 +13,7 @@ tells what came of it, in the same words by the model and by the driver:
     open FD @NAME FLAGS MODE     FD is a number of the script's own
     close FD                     unlink @NAME
     merge FD PID ADDRESS BYTES   unmerge, attach, detach; PID is P, or one of `PIDS` below 0
+    store @NAME FILE PID ADDRESS BYTES   as root, to the file merge or unmerge in sysfs
     counters FD                  files @NAME          scan @NAME
     look                         every page: contents, and which pages share a frame
 
@@ -43,7 +44,7 @@ REASONS = ("mapping", "hugetlb", "locked", "userfaultfd", "mergeable", "thp", "s
            "zero_page", "swapped", "pinned", "busy", "changed", "foreign", "special", "limit",
            "memory")
 #: Calls of the interface.
-CALLS = ("open", "close", "unlink", "merge", "unmerge", "attach", "detach", "counters")
+CALLS = ("open", "close", "unlink", "merge", "unmerge", "attach", "detach", "counters", "store")
 CALLERS = (
     Credentials(umask=0),
     Credentials(uid=1000, gid=100, groups=(50,), has_cap_dac_override=False, has_cap_fowner=False,
@@ -148,6 +149,13 @@ class ModelRun:
     def do_detach(self, fd: int, pid: int, address: int, size: int) -> None:
         self.ksm.ksm_detach(self._fd(fd), self._pid(pid), address, size)
 
+    def do_store(self, name: str, file: str, pid: int, address: int, size: int) -> None:
+        who, self.ksm.credentials = self.ksm.credentials, CALLERS[0]
+        try:
+            self.ksm.store(name[1:], self._pid(pid), address, size, is_merge=file == "merge")
+        finally:
+            self.ksm.credentials = who
+
     def do_counters(self, fd: int) -> str:
         return _counted(self.ksm.counters(self._fd(fd)), is_files=False)
 
@@ -214,7 +222,7 @@ def n_calls(script: list[Operation]) -> int:
     return sum(operation[0] in CALLS for operation in script)
 
 
-def random_script(seed: int, n_operations: int = 100) -> list[Operation]:
+def random_script(seed: int, n_operations: int = 140) -> list[Operation]:
     """A script that only does what a process can do; calls may be wrong in any way."""
     return _Maker(seed).script(n_operations)
 
@@ -251,13 +259,13 @@ class _Maker:
         for name, flags in (("@a", KSM_SYNC), ("@b", KSM_SYNC), ("@s", 0)):
             self._open(name, os.O_RDWR | KSM_CREAT | flags, 0o600)
         weighted = (
-            (14, self._merge), (5, self._unmerge), (8, self._write), (3, self._map),
+            (24, self._merge), (7, self._unmerge), (8, self._write), (3, self._map),
             (2, self._spawn), (2, self._fork), (1, self._exit), (3, self._open_any),
             (2, self._close), (1, self._unlink), (2, self._unmap), (2, self._dontneed),
-            (2, self._lock), (2, self._advise), (1, self._protect), (1, self._move),
+            (3, self._lock), (3, self._advise), (1, self._protect), (1, self._move),
             (1, self._read), (3, self._who), (3, self._counters), (3, self._files),
             (4, self._scan), (2, self._attach), (1, self._detach), (1, self._odd_range),
-            (1, self._look), (1, self._allow))
+            (2, self._store), (1, self._look), (1, self._allow))
         kinds = [make for weight, make in weighted for _ in range(weight)]
         while len(self._script) < n_operations:
             self._random.choice(kinds)()
@@ -299,6 +307,9 @@ class _Maker:
         self._alive.append(p)
         self._do("map", p, 0, 40, 0)
         self._do("write", p, 0, *(self._random.choices(range(8), k=self._random.randint(4, 40))))
+        if self._random.random() < 0.5:
+            # Absent pages most of the time.
+            self._do("read", p, 36, 4)
         if self._random.random() < 0.2:
             self._is_huge.add(p)
             self._do("map", p, HUGE_AT, N_HUGE, 1)
@@ -454,6 +465,14 @@ class _Maker:
 
     def _unmerge(self) -> None:
         self._call("unmerge")
+
+    def _store(self) -> None:
+        v, n = self._extent(64)
+        address, size = self._random.choice((
+            *[((BASE + v) * PAGE, n * PAGE)] * 8, (BASE * PAGE + 1, PAGE), (BASE * PAGE, 0),
+            (2**64 - PAGE, PAGE)))
+        self._do("store", self._name(), self._random.choice(("merge", "merge", "unmerge")),
+                 self._pid(), address, size)
 
     def _attach(self) -> None:
         self._call("attach")
