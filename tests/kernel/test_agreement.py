@@ -10,7 +10,7 @@ import pytest
 from tests.agreement.machine import differences, run_scripts
 from tests.agreement.script import n_calls, scripts
 
-pytestmark = pytest.mark.machine
+pytestmark = pytest.mark.kernel
 
 SEED, N_CALLS = 20_250_125, 1000
 
