@@ -34,6 +34,7 @@ static void start(struct guest *guest, int number)
 	fflush(stdout);
 	guest->pid = fork();
 	if (!guest->pid) {
+		setenv("QEMU_MODULE_DIR", "/guest", 1);
 		execl("/guest/qemu", "qemu", "-machine", "pc,accel=tcg,mem-merge=off", "-m", "16",
 		      "-nodefaults", "-display", "none", "-L", "/guest", "-bios", "guest.bin",
 		      "-debugcon", output, (char *)NULL);

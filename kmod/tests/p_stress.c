@@ -43,6 +43,7 @@ struct slot {
 static struct shared {
 	_Atomic int stop;
 	struct slot slots[N_WORKERS];
+	struct slot hammered;
 } *shared;
 
 struct writer {
@@ -339,6 +340,55 @@ static void *merge_on(void *argument)
 	return NULL;
 }
 
+/*
+ * A process that writes to one page as fast as it can, without a fault, back and forth: it is equal to
+ * its neighbour half of the time, so that it is tried, and written to while it is.
+ */
+static void hammer(struct slot *slot)
+{
+	volatile uint64_t *word;
+	uint64_t before;
+	char *at = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (at == MAP_FAILED)
+		_exit(2);
+	fill(at, 99);
+	fill(at + PAGE, 99);
+	word = (volatile uint64_t *)at + 511;
+	before = *word;
+	slot->at[0] = (uintptr_t)at;
+	slot->pid = getpid();
+	while (!shared->stop) {
+		for (int i = 0; i < 1000; i++) {
+			*word = before + 1;
+			slot->n_corrupt += *word != before + 1;
+			*word = before;
+			slot->n_corrupt += *word != before;
+		}
+		slot->n_ops++;
+	}
+	_exit(0);
+}
+
+static void *merge_hammered(void *argument)
+{
+	struct merger *m = argument;
+	struct slot *slot = &shared->hammered;
+
+	while (!shared->stop) {
+		struct ksm_partition_counts counts = { 0 };
+
+		if (slot->pid)
+			ksm_merge_counted(m->fds[0], slot->pid, (void *)slot->at[0], 2 * PAGE, &counts);
+		m->n_calls++;
+		m->n_merged += counts.n_merged + counts.n_partners;
+		m->refused[KSM_PARTITION_REFUSED_CHANGED] += counts.refused[KSM_PARTITION_REFUSED_CHANGED];
+		usleep(1000);
+	}
+	return NULL;
+}
+
 static void frames_are_apart(void)
 {
 	size_t n = N_WORKERS * N_PAGES;
@@ -394,7 +444,9 @@ int main(void)
 	int seconds = 15, i, j, status, n_died = 0;
 	uint64_t n_ops = 0, n_corrupt = 0, n_failed = 0, n_merged = 0, n_wrong = 0, n_killed = 0;
 	pid_t pids[N_WORKERS], pid;
-	pthread_t threads[2];
+	struct merger hammering = { 0 };
+	pthread_t threads[3];
+	pid_t hammering_pid;
 	struct timespec start, now;
 	uint64_t seed = 1;
 	int fds[N_WRITERS];
@@ -415,6 +467,12 @@ int main(void)
 		mergers[i].random = i + 1;
 		need(!pthread_create(&threads[i], NULL, merge_on, &mergers[i]));
 	}
+	fflush(stdout);
+	hammering_pid = fork();
+	if (!hammering_pid)
+		hammer(&shared->hammered);
+	memcpy(hammering.fds, fds, sizeof(fds));
+	need(!pthread_create(&threads[2], NULL, merge_hammered, &hammering));
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (j = 1;; j++) {
 		clock_gettime(CLOCK_MONOTONIC, &now);
@@ -434,8 +492,15 @@ int main(void)
 			write_to("/proc/sys/vm/compact_memory", "1");
 	}
 	shared->stop = 1;
-	for (i = 0; i < 2; i++)
+	for (i = 0; i < 3; i++)
 		pthread_join(threads[i], NULL);
+	waitpid(hammering_pid, &status, 0);
+	n_died += !!status;
+	n_corrupt += shared->hammered.n_corrupt;
+	diag("hammered page: %llu calls, %llu merged, %llu changed meanwhile, %llu writes lost",
+	     (unsigned long long)hammering.n_calls, (unsigned long long)hammering.n_merged,
+	     (unsigned long long)hammering.refused[KSM_PARTITION_REFUSED_CHANGED],
+	     (unsigned long long)shared->hammered.n_corrupt);
 	/* Writers check all of their pages and wait. */
 	for (i = 0; i < N_WORKERS; i++)
 		for (j = 0; j < 100 && !shared->slots[i].pid; j++)

@@ -272,6 +272,9 @@ def guest_files(folder: Path) -> dict[str, bytes]:
     files = {"guest/qemu": Path(qemu).read_bytes(), "guest/guest.bin": image.read_bytes()}
     for library in re.findall(r"(/\S+) \(0x", run("ldd", qemu)):
         files[library.lstrip("/")] = Path(library).read_bytes()
+    # Debian's QEMU loads its translator when it needs it.
+    for part in Path("/usr/lib").glob("*/qemu/accel-tcg-x86_64.so"):
+        files[f"guest/{part.name}"] = part.read_bytes()
     return files
 
 
