@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -382,3 +383,22 @@ def test_every_command_of_the_documentation_works(
         assert main(words[1:]) == 0, " ".join(words)
         assert Path(words[words.index("-o") + 1]).is_file()
     assert len(commands) >= 9
+
+
+def test_a_listing_is_read_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                               ) -> None:
+    text = b"name,memory,domain\nweb1,4GiB,acme\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    out = tmp_path / "fleet.parquet"
+    assert main(["import", "inventory", "-", "-o", str(out)]) == 0
+    (row,) = read_inventory(out).rows
+    assert (row.name, row.memory_bytes, row.domain) == ("web1", 4 * GIB, "acme")
+
+
+def test_faults_of_standard_input_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    out = tmp_path / "fleet.parquet"
+    assert main(["import", "inventory", "-", "-o", str(out)]) == 3
+    assert "standard input:1" in capsys.readouterr().err
+    assert not out.exists()

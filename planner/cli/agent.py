@@ -76,7 +76,7 @@ def join(
     Example: planner trace join traces/host1 web1.classes --guest web1 -o traces/host1-classes
     """
     from planner.errors import UsageError
-    from planner.importers.agent import join_classes
+    from planner.importers.guest_classes import join_classes
     from planner.units import parse_size
 
     try:

@@ -48,7 +48,9 @@ def import_trace(
         raise UsageError(f"unknown format {form!r}", where="--format",
                          instead=f"choose one of {', '.join(FORMATS)}")
     source = load_labels(labels, label or ())
-    site_key = load_site_key(key) if key is not None or form in KEYED_FORMATS else None
+    # Where a key is only compared with, making one would hide a wrong path.
+    is_keyed = form in KEYED_FORMATS
+    site_key = (load_site_key(key, create=is_keyed) if key is not None or is_keyed else None)
     module, _, function = FORMATS[form].partition(":")
     run_import = getattr(import_module(module), function)
     line = ProgressLine()

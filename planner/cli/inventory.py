@@ -13,7 +13,8 @@ import typer
 app = typer.Typer(no_args_is_help=True,
                   help="Bring in what other tools know: inventories of hosts and guests, metrics.")
 
-Files = Annotated[list[Path], typer.Argument(help="Files to read.", metavar="FILE...")]
+Files = Annotated[list[Path], typer.Argument(help="Files to read; - is standard input.",
+                                             metavar="FILE...")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 
 from planner.cli.agent import packed_agent
-from planner.importers.agent import import_agent, join_classes
+from planner.importers.agent import import_agent
 from planner.importers.common import LabelSource
+from planner.importers.guest_classes import join_classes
 from planner.trace import PAGE_BYTES, open_trace
 
 pytestmark = pytest.mark.kernel
