@@ -34,6 +34,7 @@ from planner.sitekey import SiteKey
 from planner.sitekey import key_id_of as xxh64_key_id
 from planner.trace import PageFlag, RegionFlag, Trace, open_trace
 from tests.fakeproc import EXCLUSIVE, FILE, KPF, PRESENT, SWAP, FakeProc, FakeVma, page
+from tests.fuzzing import n_examples
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 KEY = bytes(range(16))
@@ -715,7 +716,7 @@ def test_frames_that_make_no_sense_are_refused_with_file_and_byte(
     assert sorted(os.listdir(tmp_path)) == ["s"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=n_examples(150))
 @given(st.data())
 def test_frames_changed_under_right_checksums_never_break_the_reader(
     source: ModuleType, tmp_path: Path, data: st.DataObject
@@ -753,7 +754,7 @@ def test_frames_changed_under_right_checksums_never_break_the_reader(
     must_fail_well(path, tmp_path / "t")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=n_examples(100))
 @given(st.binary(max_size=300), st.booleans())
 def test_bytes_that_are_no_stream_are_refused(
     source: ModuleType, tmp_path: Path, raw: bytes, has_magic: bool

@@ -24,6 +24,7 @@ from planner.runner import load_scenario
 from planner.scenario.resolve import from_json
 from planner.scenario.schema import describe, json_schema
 from planner.scenario.spec import to_json
+from tests.fuzzing import n_examples
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 DATA = Path(__file__).parent / "data" / "inventory"
@@ -222,7 +223,7 @@ def mutated(document: Any, at: int, leaf: object) -> Any:
     return document
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=n_examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sample=st.sampled_from([path for path in _SAMPLES if path.suffix == ".json"]),
        at=st.lists(st.integers(0, 999), min_size=1, max_size=3), leaf=st.sampled_from(_LEAVES),
        format_name=st.sampled_from(["auto", "proxmox", "kubernetes", "openstack"]))
@@ -242,7 +243,7 @@ def test_no_odd_value_makes_an_importer_stumble(tmp_path: Path, sample: Path, at
     assert str(tmp_path) in said
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=n_examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sample=st.sampled_from(_SAMPLES), start=st.integers(0, 4000), length=st.integers(0, 60),
        noise=st.binary(max_size=8), format_name=st.sampled_from(["auto", *FORMATS]))
 def test_no_damaged_sample_makes_an_importer_stumble(
@@ -402,3 +403,12 @@ def test_faults_of_standard_input_name_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert main(["import", "inventory", "-", "-o", str(out)]) == 3
     assert "standard input:1" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_what_virsh_wrote_itself_is_read(tmp_path: Path) -> None:
+    rows = imported(tmp_path, "real/domstats.txt", "real/test.xml", "real/nodeinfo.txt",
+                    host="pve03")
+    assert (rows["pve03"].is_host, rows["pve03"].memory_bytes, rows["pve03"].cpus) == (
+        True, 3 * GIB, 16)
+    assert (rows["test"].host, rows["test"].memory_bytes, rows["test"].cpus) == (
+        "pve03", 8 * GIB, 2)
