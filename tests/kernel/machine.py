@@ -241,8 +241,8 @@ def run_machine(series: str, script: str, folder: Path, *, memory_mib: int = 153
     started = time.monotonic()
     machine = subprocess.Popen(
         ["qemu-system-x86_64", "-machine", "pc,accel=tcg,mem-merge=off", "-cpu", _CPU,
-         "-m", str(memory_mib), "-smp", "1", "-kernel", kernel.image, "-initrd", initramfs, "-append",
-         "console=ttyS0 oops=panic panic=-1 transparent_hugepage=madvise loglevel=7",
+         "-m", str(memory_mib), "-smp", "1", "-kernel", kernel.image, "-initrd", initramfs,
+         "-append", "console=ttyS0 oops=panic panic=-1 transparent_hugepage=madvise loglevel=7",
          "-drive", f"file={python_disk()},format=raw,if=virtio,snapshot=on", "-no-reboot",
          "-display", "none", "-monitor", "none", "-nic", "none", "-serial", f"file:{console}",
          "-serial", f"file:{output}"],
