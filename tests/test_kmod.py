@@ -248,30 +248,34 @@ def test_the_runner_notices_nothing_on_a_machine_that_is_not_broken(
     assert seeded["not broken"] == []
 
 
+def planted(tmp_path: Path, text: str) -> Path:
+    """A copy of the module's sources with something added to main.c."""
+    sources = tmp_path / "sources"
+    shutil.copytree(KMOD, sources)
+    with (sources / "main.c").open("a") as file:
+        file.write(text)
+    return sources
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("series", SERIES)
-def test_sparse_has_nothing_to_say(series: str, tmp_path: Path) -> None:
-    run.build_module(run.get_kernel(series), tmp_path / "module", sparse=True)
+def test_sparse_has_nothing_to_say(bench: run.Bench, series: str) -> None:
+    bench.check(series)
 
 
 @pytest.mark.kernel
-def test_sparse_is_heard(tmp_path: Path) -> None:
-    sources = tmp_path / "sources"
-    shutil.copytree(KMOD, sources)
-    with (sources / "main.c").open("a") as file:
-        file.write("int planted(int __user *at);\nint planted(int __user *at) { return *at; }\n")
+def test_sparse_is_heard(bench: run.Bench, tmp_path: Path) -> None:
+    sources = planted(tmp_path, "int planted(int __user *at);\n"
+                                "int planted(int __user *at) { return *at; }\n")
     with pytest.raises(run.RunnerError, match="dereference of noderef"):
-        run.build_module(run.get_kernel("6.12"), tmp_path / "module", sources, sparse=True)
+        bench.check("6.12", sources)
 
 
 @pytest.mark.kernel
-def test_a_warning_stops_the_build(tmp_path: Path) -> None:
-    sources = tmp_path / "sources"
-    shutil.copytree(KMOD, sources)
-    with (sources / "main.c").open("a") as file:
-        file.write("static int planted(void) { int unused; return 0; }\n")
+def test_a_warning_stops_the_build(bench: run.Bench, tmp_path: Path) -> None:
+    sources = planted(tmp_path, "static int planted(void) { int unused; return 0; }\n")
     with pytest.raises(run.RunnerError, match="unused"):
-        run.build_module(run.get_kernel("6.12"), tmp_path / "module", sources)
+        bench.check("6.12", sources)
 
 
 def checked_style(sources: Path) -> tuple[str, int]:
@@ -289,10 +293,6 @@ def test_checkpatch_has_nothing_to_say() -> None:
 
 @pytest.mark.kernel
 def test_checkpatch_is_heard(tmp_path: Path) -> None:
-    sources = tmp_path / "sources"
-    shutil.copytree(KMOD, sources)
-    with (sources / "main.c").open("a") as file:
-        file.write("static int planted( void ){ return 0; }\n")
-    said, code = checked_style(sources)
+    said, code = checked_style(planted(tmp_path, "static int planted( void ){ return 0; }\n"))
     assert "main.c" in said
     assert code

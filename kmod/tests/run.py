@@ -390,6 +390,13 @@ class Bench:
         print(f"{kernel.release}: {name}: {n_ok} ok, {result.seconds:.1f} s", flush=True)
         return result
 
+    def check(self, series: str, sources: Path = KMOD) -> None:
+        """Compile again, with the static checker; RunnerError for what it or the compiler says."""
+        kernel, _, _ = self._get(series)
+        with self._lock:
+            build_module(kernel, self.folder / f"module-{series}", sources, sparse=True,
+                         to=self.folder / "checked")
+
     def suite(self, series: str, tests: tuple[str, ...]) -> list[str]:
         """Problems of the module as it is."""
         kernel, module, programs = self._get(series)
