@@ -419,7 +419,7 @@ class Bench:
         if len(group) == 1:
             [fault] = group
             result = self._boot(kernel, modules[fault].parent.name, [modules[fault]], fault.tests,
-                                needed, 60)
+                                needed, 120)
             return {fault.name: judge(result, fault.tests)}
         renamed = []
         for fault in group:
@@ -427,7 +427,7 @@ class Bench:
             shutil.copyfile(modules[fault], renamed[-1])
         steps = ",".join(f"{path.stem}:{'+'.join(fault.tests)}"
                          for path, fault in zip(renamed, group, strict=True))
-        result = self._boot(kernel, f"{renamed[0].stem}-and-others", renamed, (), needed, 120,
+        result = self._boot(kernel, f"{renamed[0].stem}-and-others", renamed, (), needed, 240,
                             f"planner.faults={steps} TAP_STOP=1")
         return judge_group(result, {fault.name: (path.stem, fault.tests)
                                     for path, fault in zip(renamed, group, strict=True)})
@@ -438,7 +438,7 @@ class Bench:
         with self._lock:
             broken = build_module(kernel, self.folder / f"broken-{series}", HERE / "broken")
         return judge(self._boot(kernel, f"broken-{how[0]}", [module, broken], (), [],
-                                HANG_SECONDS if "hang" in how else 60,
+                                HANG_SECONDS if "hang" in how else 120,
                                 f"planner.break={','.join(how)}"), ())
 
 
