@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "planner"
 #: Each module or package may import only what its line names (and itself).
 LAYERS: dict[str, set[str]] = {
     "cli": {"runner", "report", "capture", "doctor", "importers", "scenario", "trace", "traceinfo",
-            "backtest", "counters", "inventory",
+            "backtest", "counters", "inventory", "suggest",
             "sitekey", "results", "metrics", "errors", "units"},
     "runner": {"engine", "fleet", "ksm", "policies", "metrics", "results", "scenario", "trace",
             "inventory", "errors", "units"},
@@ -25,6 +25,8 @@ LAYERS: dict[str, set[str]] = {
     "metrics": {"tables", "units", "errors"},
     "policies": {"fleet", "scenario", "units", "errors"},
     "fleet": {"scenario", "trace", "errors", "units"},
+    "suggest": {"search", "fleet", "scenario", "errors"},
+    "search": {"fleet", "policies", "kernels", "errors"},
     "doctor": {"capture", "errors", "units"},
     "capture": {"kernels", "sitekey", "trace", "tables", "units", "errors", "counters",
             "inventory"},

@@ -20,6 +20,7 @@ from planner.cli import (
     inventory,
     run,
     scenario,
+    suggest,
     trace,
 )
 
@@ -39,6 +40,7 @@ app.command("run")(run.run)
 app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
+app.command("suggest")(suggest.suggest)
 app.command("doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")
 app.add_typer(inventory.app, name="import")
