@@ -16,14 +16,16 @@ from planner.cli import (
     capture,
     counters,
     doctor,
+    explain,
     imports,
     inventory,
     run,
     scenario,
     trace,
 )
+from planner.escape import printable
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "printable"]
 
 #: Exit code after Ctrl-C.
 INTERRUPTED = 130
@@ -36,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]})
 
 app.command("run")(run.run)
+app.command("explain")(explain.explain)
 app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
@@ -116,9 +119,3 @@ def _complain(text: str) -> None:
     # Scenario problems carry `file:line:col: error:` themselves, for editors to find.
     prefix = "" if ": error: " in lines[0] else "error: "
     sys.stderr.write(prefix + "\n".join(printable(line) for line in lines) + "\n")
-
-
-def printable(text: str) -> str:
-    """`text` without control characters, which could drive the terminal."""
-    return "".join(character if character.isprintable() or character == "\t" else "\ufffd"
-                   for character in text)

@@ -6,11 +6,11 @@ control characters, short, and distinct. Escaping for HTML is the template's par
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planner.escape import MAX_NAME, UNPRINTABLE, clean
 from planner.units import format_count, format_duration, format_share
 
 if TYPE_CHECKING:
@@ -33,21 +33,7 @@ __all__ = [
 MIN_SAVED_SHARE = 0.01
 #: Strategies within 5 % of the greatest saving count as equal; CPU decides among them.
 NEARLY = 0.95
-#: Longest name shown; longer ones end in an ellipsis.
-MAX_NAME = 48
-#: Categories that print nothing, move the cursor or turn the text around.
-UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _UNMEASURED = "unmeasured"
-
-
-def clean(text: object, limit: int = MAX_NAME) -> str:
-    """`text` without control, format and surrogate characters, at most `limit` long."""
-    # A name may be far longer than what is shown; look at no more of it than needed.
-    head = str(text)[: 4 * limit]
-    kept = "".join(c for c in head if unicodedata.category(c) not in UNPRINTABLE).strip()
-    if len(kept) > limit or (len(head) < len(str(text)) and kept):
-        kept = kept[: limit - 1] + "…"
-    return kept or "(unnamed)"
 
 
 def distinct(names: Iterable[object], limit: int = MAX_NAME) -> dict[str, str]:
