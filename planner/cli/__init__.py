@@ -17,6 +17,7 @@ from planner.cli import (
     counters,
     doctor,
     explain,
+    export,
     imports,
     inventory,
     run,
@@ -44,6 +45,7 @@ app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)
 app.command("doctor")(doctor.doctor)
 app.add_typer(trace.app, name="trace")
+app.add_typer(export.app, name="export")
 app.add_typer(inventory.app, name="import")
 app.add_typer(counters.app, name="validate")
 trace.app.command("import")(imports.import_trace)
