@@ -47,5 +47,10 @@ def file_name(text: str, fallback: str = "unnamed", limit: int = 64) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` as a double-quoted JSON string of ASCII: also a scalar of YAML, on one line."""
-    return json.dumps(text)
+    """`text` as a double-quoted string on one line that JSON and YAML read alike.
+
+    Characters that cannot be shown become U+FFFD, line ends and tabs their escapes.
+    """
+    # Escapes of astral characters are pairs in JSON and refused by YAML: they stay as they are.
+    shown = "\n".join(printable(line, len(line)) for line in text.split("\n"))
+    return json.dumps(shown, ensure_ascii=False)

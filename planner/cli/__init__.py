@@ -14,14 +14,18 @@ import typer
 from planner.cli import (
     agent,
     capture,
+    compare,
     counters,
     doctor,
     explain,
     export,
     imports,
+    init,
     inventory,
+    report,
     run,
     scenario,
+    sql,
     trace,
 )
 from planner.escape import printable
@@ -40,6 +44,10 @@ app = typer.Typer(
 
 app.command("run")(run.run)
 app.command("explain")(explain.explain)
+app.command("compare")(compare.compare)
+app.command("report")(report.report)
+app.command("sql")(sql.sql)
+app.command("init")(init.init)
 app.command("check")(scenario.check)
 app.command("schema")(scenario.schema)
 app.command("capture")(capture.capture)

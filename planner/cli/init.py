@@ -1,0 +1,86 @@
+"""`planner init`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from planner.scenario.draft import Source
+
+
+def init(
+    sources: Annotated[list[Path], typer.Argument(
+        help="Trace folders, and at most one inventory (Parquet, of planner import inventory).",
+        metavar="TRACE|INVENTORY...")],
+    output: Annotated[Path | None, typer.Option(
+        "-o", "--output", help="The scenario to write; default NAME.yaml after the first trace.",
+        metavar="FILE")] = None,
+    name: Annotated[str | None, typer.Option(
+        "--name", help="Name of the scenario; default that of the first trace.")] = None,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Replace a file that is there.")] = False,
+) -> int:
+    """Write a first scenario, with comments, for what was captured. It passes planner check.
+
+    Hosts come from the inventory where one is given, else from the machine that was captured.
+
+    Example: planner init traces/qemu-guests fleet.parquet -o my.yaml
+    """
+    from planner.cli.output import tell, write_text
+    from planner.errors import DataError, UsageError
+    from planner.escape import file_name
+    from planner.runner import TraceStore, fleet_facts, load_scenario
+    from planner.scenario.draft import draft_scenario
+
+    for path in sources:
+        if not path.exists():
+            raise DataError("there is no such file or folder", where=str(path)[:400],
+                            instead="name a trace folder or an inventory")
+    traces = [path for path in sources if path.is_dir()]
+    inventories = [path for path in sources if not path.is_dir()]
+    if len(inventories) > 1:
+        raise UsageError("two inventories", where="planner init",
+                         instead="import all listings into one")
+    if not traces:
+        raise UsageError("a scenario needs a trace: an inventory tells who runs where, not what "
+                         "is in memory", where="planner init",
+                         instead="capture on a host (sudo planner capture --qemu -o traces/host1), "
+                                 "then name that folder as well")
+    stem = name or file_name(traces[0].resolve().name, "scenario")
+    path = output or Path(f"{file_name(stem, 'scenario')}.yaml")
+    if (path.exists() or path.is_symlink()) and not force:
+        raise UsageError("the file exists", where=str(path)[:400],
+                         instead="choose another name with -o, or replace it with --force")
+    store = TraceStore()
+    fleet = fleet_facts(inventories[0]) if inventories else None
+    base = path.resolve().parent
+    text = draft_scenario(stem, [_source(store, trace, base) for trace in traces], fleet,
+                          os.path.relpath(inventories[0].resolve(), base) if inventories else "")
+    write_text(path, text)
+    notes: list[str] = []
+    load_scenario(path, store=store, notes=notes)
+    for note in notes:
+        tell(f"note: {note}")
+    typer.echo(f"{path}: written")
+    tell(f"next: look at hosts and domain in it, then planner run {path}")
+    return 0
+
+
+def _source(store: object, path: Path, base: Path) -> Source:
+    from planner.runner import TraceStore
+    from planner.scenario.draft import Source
+    from planner.trace import RegionFlag, is_ksm_compatible
+
+    assert isinstance(store, TraceStore)
+    trace = store.open(path.resolve())
+    known = trace.provenance
+    numbers = [value if isinstance(value, int) and value > 0 else None
+               for value in (known.get("memory_bytes"), known.get("n_cpus"))]
+    return Source(
+        os.path.relpath(path.resolve(), base), store.facts(path.resolve()), *numbers,
+        is_advised=any(region.flags & RegionFlag.ADVISED and is_ksm_compatible(region.flags)
+                       for region in trace.regions))
