@@ -71,7 +71,8 @@ class Diagnosis:
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "kind": "planner.doctor", "version": 1, "can_capture": self.can_capture,
+            "kind": "planner.doctor", "format_version": 1, "version": 1,
+            "can_capture": self.can_capture,
             "sources": list(self.sources), "facts": dict(self.facts),
             "findings": [{"name": f.name, "text": f.text, "is_problem": f.is_problem,
                           "instead": f.instead} for f in self.findings],

@@ -36,7 +36,8 @@ def query(result: Result, statement: str) -> Any:
                              instead="write a select; nothing can be changed here")
         return relation.to_arrow_table()
     except duckdb.Error as error:
-        raise UsageError(str(error), where="planner sql", instead="the tables are "
-                         f"{', '.join(TABLES)}; \"describe summary\" lists columns") from None
+        what = " ".join(str(error).split("\n\n")[0].split())
+        raise UsageError(what, where="planner sql", instead=f"the tables are {', '.join(TABLES)}; "
+                         "\"describe summary\" lists columns") from None
     finally:
         connection.close()

@@ -13,7 +13,7 @@ both have a key, the guest's value counts.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -410,9 +410,11 @@ class _Survey:
             (after.start_ns - before.start_ns) / _NS_PER_MINUTE
             for before, after in pairwise(trace.snapshots)]
 
-    def run(self) -> None:
+    def run(self, progress: Callable[[str, float], None] | None) -> None:
         """Read each mm through all its snapshots."""
-        for mm in self.trace.mms:
+        for done, mm in enumerate(self.trace.mms):
+            if progress is not None:
+                progress("reading", done / len(self.trace.mms))
             before = empty_pages()
             for snapshot_id, pages in self.trace.mm_history(mm.mm_id):
                 if snapshot_id > mm.first_snapshot and has_page_ids(self.trace):
@@ -641,12 +643,13 @@ def label_keys(trace: Trace) -> tuple[str, ...]:
 
 def trace_info(trace: Trace, *, snapshot: int | None = None,
                labels: Sequence[str] | None = None, advised_only: bool = False,
-               memory_bytes: int = 1 << 30) -> TraceInfo:
+               memory_bytes: int = 1 << 30,
+               progress: Callable[[str, float], None] | None = None) -> TraceInfo:
     """Count a snapshot (default: the last) by guest and along labels (default: every key).
 
     `memory_bytes` bounds what page hashes take at a time; beyond it they are kept in temporary
     files (where TMPDIR says, 16 bytes a page). On top comes the largest mm, and 9 bytes a frame
-    that is mapped more than once.
+    that is mapped more than once. `progress` is called with what is done and its share.
 
     Raises UsageError for a snapshot or label that is not there, DataError for a trace without
     snapshots, and what reading a trace raises.
@@ -673,7 +676,7 @@ def trace_info(trace: Trace, *, snapshot: int | None = None,
         else:
             store = _InMemory(info.n_pages)
         survey = _Survey(trace, snapshot_id, advised_only, store)
-        survey.run()
+        survey.run(progress)
         boundaries = _Boundaries(survey, ("guest", *keys))
         for chunk in store.chunks(survey.runs):
             boundaries.add(chunk)

@@ -6,6 +6,7 @@ imported inside the command bodies, so that `planner --help` is quick.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from planner.cli import (
     sql,
     trace,
 )
+from planner.cli.output import say
 from planner.escape import printable
 
 __all__ = ["app", "main", "printable"]
@@ -64,7 +66,7 @@ def _print_version(value: bool) -> None:
     if value:
         from planner import __version__
 
-        typer.echo(f"planner {__version__}")
+        say(f"planner {__version__}")
         raise typer.Exit
 
 
@@ -119,7 +121,9 @@ def _usage_error(error: Exception) -> int | None:
     show = getattr(error, "show", None)
     code = getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
-        show()
+        shown = io.StringIO()
+        show(file=shown)
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in shown.getvalue().splitlines()))
         return code
     return None
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import emit
+
 app = typer.Typer(no_args_is_help=True,
                   help="From a result to settings and forecasts that other software takes. "
                        "Prints; nothing is applied.")
@@ -38,7 +40,6 @@ def settings(
 
     Example: planner export settings results/quickstart-0fba35 --policy ksmd-fast --as tmpfiles
     """
-    from planner.cli.output import emit
     from planner.exporters import current_settings, export_settings
     from planner.results import load
 
@@ -64,7 +65,6 @@ def metrics(
     """
     from datetime import datetime
 
-    from planner.cli.output import emit
     from planner.errors import UsageError
     from planner.exporters.metrics import export_metrics
     from planner.results import load

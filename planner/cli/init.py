@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli.output import document, say, tell, write_text
+
 if TYPE_CHECKING:
     from planner.scenario.draft import Source
 
@@ -23,6 +25,7 @@ def init(
         "--name", help="Name of the scenario; default that of the first trace.")] = None,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace a file that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Write a first scenario, with comments, for what was captured. It passes planner check.
 
@@ -30,7 +33,6 @@ def init(
 
     Example: planner init traces/qemu-guests fleet.parquet -o my.yaml
     """
-    from planner.cli.output import tell, write_text
     from planner.errors import DataError, UsageError
     from planner.escape import file_name
     from planner.runner import TraceStore, fleet_facts, load_scenario
@@ -63,9 +65,12 @@ def init(
     write_text(path, text)
     notes: list[str] = []
     load_scenario(path, store=store, notes=notes)
+    if as_json:
+        document("planner.init", path=str(path), notes=notes)
+        return 0
     for note in notes:
         tell(f"note: {note}")
-    typer.echo(f"{path}: written")
+    say(f"{path}: written")
     tell(f"next: look at hosts and domain in it, then planner run {path}")
     return 0
 
@@ -78,9 +83,9 @@ def _source(store: object, path: Path, base: Path) -> Source:
     assert isinstance(store, TraceStore)
     trace = store.open(path.resolve())
     known = trace.provenance
-    numbers = [value if isinstance(value, int) and value > 0 else None
-               for value in (known.get("memory_bytes"), known.get("n_cpus"))]
+    host_bytes, n_cpus = (value if isinstance(value, int) and value > 0 else None
+                          for value in (known.get("memory_bytes"), known.get("n_cpus")))
     return Source(
-        os.path.relpath(path.resolve(), base), store.facts(path.resolve()), *numbers,
+        os.path.relpath(path.resolve(), base), store.facts(path.resolve()), host_bytes, n_cpus,
         is_advised=any(region.flags & RegionFlag.ADVISED and is_ksm_compatible(region.flags)
                        for region in trace.regions))

@@ -11,9 +11,9 @@ import typer
 
 from planner.escape import printable
 
-__all__ = ["FORMAT_VERSION", "emit", "tell", "write_text"]
+__all__ = ["FORMAT_VERSION", "document", "emit", "say", "tell", "write_text"]
 
-#: Of documents that only wrap a text.
+#: Of the documents that `document` and `emit` print.
 FORMAT_VERSION = 1
 
 
@@ -43,6 +43,16 @@ def write_text(path: Path, text: str) -> None:
                         instead="check the folder and its permissions") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def document(kind: str, **facts: Any) -> None:
+    """Print `facts` as one JSON document that names its kind and its version."""
+    typer.echo(json.dumps({"format_version": FORMAT_VERSION, "kind": kind, **facts}, indent=1))
+
+
+def say(text: str) -> None:
+    """A line of the answer on standard output, without characters that could drive a terminal."""
+    typer.echo(printable(text))
 
 
 def tell(text: str) -> None:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import tell, write_text
+
 _FORMATS = ("text", "html", "md")
 
 
@@ -27,7 +29,6 @@ def report(
 
     Example: planner report results/quickstart-0fba35 --format html -o report.html
     """
-    from planner.cli.output import tell, write_text
     from planner.errors import UsageError
     from planner.report.html import render_html
     from planner.report.markdown import render_markdown

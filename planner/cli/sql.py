@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import tell
+
 #: Rows printed at most as text; --json has all.
 MAX_ROWS = 1000
 _MAX_CELL = 60
@@ -40,5 +42,5 @@ def sql(
     for line in render_table(columns, width=10**6, colour=False):
         typer.echo(line)
     if len(rows) > MAX_ROWS:
-        typer.echo(f"and {len(rows) - MAX_ROWS} more rows, in --json", err=True)
+        tell(f"and {len(rows) - MAX_ROWS} more rows, in --json")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from itertools import pairwise
 
 from planner.escape import quoted
 from planner.exporters.common import Export
@@ -74,22 +74,13 @@ def render(export: Export) -> str:
 
 def _least_sharing(export: Export) -> int:
     """`pages_sharing` at the end of the run, of the host where it is least."""
-    last: dict[str, tuple[int, int]] = {}
-    for row in export.result.hosts.to_pylist():
-        if row["policy"] == export.policy.name and export.host_name in (None, row["host"]):
-            last[row["host"]] = max(last.get(row["host"], (-1, 0)),
-                                    (row["time_ns"], row["pages_sharing"]))
-    return min((sharing for _, sharing in last.values()), default=0)
+    return min((int(rows[-1]["pages_sharing"]) for rows in export.samples().values()), default=0)
 
 
 def _highest_cow_rate(export: Export) -> float:
     """The most COW breaks a second between two samples of any host."""
-    samples: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for row in export.result.hosts.to_pylist():
-        if row["policy"] == export.policy.name and export.host_name in (None, row["host"]):
-            samples[row["host"]].append((row["time_ns"], row["cow_breaks"]))
-    rates = [1e9 * (after[1] - before[1]) / (after[0] - before[0])
-             for series in samples.values()
-             for before, after in zip(sorted(series), sorted(series)[1:], strict=False)
-             if after[0] > before[0]]
+    rates = [1e9 * (after["cow_breaks"] - before["cow_breaks"])
+             / (after["time_ns"] - before["time_ns"])
+             for rows in export.samples().values() for before, after in pairwise(rows)
+             if after["time_ns"] > before["time_ns"]]
     return max(rates, default=0.0)

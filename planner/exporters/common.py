@@ -161,16 +161,28 @@ class Export:
                 return True
         return False
 
+    def samples(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows of the hosts table under the policy, by host, in order of time."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.result.hosts.to_pylist():
+            if row["policy"] == self.policy.name and self.host_name in (None, row["host"]):
+                found.setdefault(row["host"], []).append(row)
+        for rows in found.values():
+            rows.sort(key=lambda row: int(row["time_ns"]))
+        return found
+
     def header(self) -> list[str]:
         """What is changed, from which run, what to expect and how sure that is; without marks."""
         run, row, policy = self.result.run, self.row, self.policy
         name = clean(self.scenario.name)
+        n_hosts = len(self.scenario.hosts)
+        where = "" if n_hosts == 1 else f" on {n_hosts} hosts in all"
         share = format_share(float(row["saved_share"]))
         lines = [
             f"Policy {policy.name} of scenario {name}: {merge_text(policy.merge)}, partitions: "
             f"{clean(partition_text(policy), 120)}.",
             f"Run digest {self.digest}, planner {clean(run['versions'].get('planner', '?'))}.",
-            f"Expected after {format_duration(self.scenario.horizon_ns)}: "
+            f"Expected after {format_duration(self.scenario.horizon_ns)}{where}: "
             f"{format_size(int(row['saved_bytes']))} saved ({share} of the guests' memory) and "
             f"{format_size(int(row['saved_zero_bytes']))} of zero pages,",
             f"for {format_duration(int(row['merge_cpu_ns']))} of merge CPU; "

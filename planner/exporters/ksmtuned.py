@@ -47,7 +47,7 @@ def render(export: Export) -> str:
     export.ksmd_without_exclusions()
     body = assignments(export)
     notes = ["Put into /etc/ksmtuned.conf, then: systemctl restart ksmtuned",
-             "Undo: put back the file from before, then restart ksmtuned (merged pages stay merged;",
+             "Undo: put back the file from before, restart ksmtuned (merged pages stay merged;",
              "  echo 2 > /sys/kernel/mm/ksm/run unmerges them, and needs the memory to do so).",
              "ksmtuned sets pages_to_scan, sleep_millisecs and run only; --as tmpfiles has the "
              "rest."]

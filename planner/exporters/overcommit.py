@@ -10,13 +10,9 @@ __all__ = ["render", "supported_ratio"]
 
 def supported_ratio(export: Export) -> tuple[float, str]:
     """Memory guests use per byte of memory they need merged, and the host where it is least."""
-    last: dict[str, dict[str, int]] = {}
-    for row in export.result.hosts.to_pylist():
-        if row["policy"] == export.policy.name and export.host_name in (None, row["host"]):
-            if row["host"] not in last or row["time_ns"] >= last[row["host"]]["time_ns"]:
-                last[row["host"]] = row
-    ratios = [(row["guest_memory_bytes"] / (row["guest_memory_bytes"] - row["saved_bytes"]), name)
-              for name, row in last.items() if row["guest_memory_bytes"]]
+    last = {host: rows[-1] for host, rows in export.samples().items()}
+    ratios = [(row["guest_memory_bytes"] / (row["guest_memory_bytes"] - row["saved_bytes"]), host)
+              for host, row in last.items() if row["guest_memory_bytes"] > row["saved_bytes"]]
     return min(ratios, default=(1.0, "no host"))
 
 

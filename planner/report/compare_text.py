@@ -10,8 +10,8 @@ from typing import Any
 from planner.escape import clean
 from planner.report.columns import GREEN, RED, Column, render_table, short_count
 from planner.report.facts import MemoryUnit, distinct, memory_unit
-from planner.report.markdown import markdown_text
-from planner.units import format_duration, format_share
+from planner.report.markdown import markdown_head, markdown_text
+from planner.units import format_duration, format_share, format_size
 
 __all__ = ["render_comparison_markdown", "render_comparison_text"]
 
@@ -66,16 +66,34 @@ def _by_policy(document: Document) -> dict[str, dict[str, Document]]:
     return found
 
 
-def _shown(value: Any) -> str:
+def _shown(key: str, value: Any) -> str:
     if value is None:
         return "(not there)"
+    if isinstance(value, int) and not isinstance(value, bool):
+        if key.endswith("_ns"):
+            return format_duration(value)
+        if key.endswith("_bytes"):
+            return format_size(value)
     return clean(value if isinstance(value, str) else json.dumps(value, sort_keys=True),
                  _MAX_VALUE)
 
 
 def _changes(document: Document) -> list[tuple[str, str, str]]:
-    return [(clean(change["key"], 120), _shown(change["before"]), _shown(change["after"]))
-            for change in document["changes"][:MAX_LISTED]]
+    """Key, before and after of the changes to list; those of many guests on one line.
+
+    Whole policies that only one result has are named below the table.
+    """
+    gone = {f"policies.{name}" for name in (*document["only_before"], *document["only_after"])}
+    lines: dict[tuple[str, str, str], int] = {}
+    for change in document["changes"]:
+        if change["key"] in gone:
+            continue
+        workload, is_of_guest, rest = change["key"].partition(".guests.")
+        key = f"{workload}.guests.*.{rest.rpartition('.')[2]}" if is_of_guest else change["key"]
+        line = (clean(key, 120), _shown(key, change["before"]), _shown(key, change["after"]))
+        lines[line] = lines.get(line, 0) + 1
+    return [(f"{key} ({n} guests)" if n > 1 else key, before, after)
+            for (key, before, after), n in lines.items()]
 
 
 def _head(document: Document) -> str:
@@ -114,9 +132,9 @@ def render_comparison_text(document: Document, *, width: int, colour: bool) -> s
     lines = [_head(document), ""]
     changes = _changes(document)
     lines.append("Changed inputs:" if changes else "Changed inputs: none")
-    lines += [f"  {key}  {before} -> {after}" for key, before, after in changes]
-    if document["n_changes"] > len(changes):
-        lines.append(f"  and {document['n_changes'] - len(changes)} more, in --format json")
+    lines += [f"  {key}  {before} -> {after}" for key, before, after in changes[:MAX_LISTED]]
+    if len(changes) > MAX_LISTED:
+        lines.append(f"  and {len(changes) - MAX_LISTED} more, in --format json")
     lines.append("")
     by_policy = _by_policy(document)
     if by_policy:
@@ -149,17 +167,15 @@ def render_comparison_markdown(document: Document) -> str:
     if changes:
         lines += ["| changed input | before | after |", "|---|---|---|"]
         lines += [f"| {markdown_text(key)} | {markdown_text(before)} | {markdown_text(after)} |"
-                  for key, before, after in changes]
-        if document["n_changes"] > len(changes):
-            lines.append(f"| and {document['n_changes'] - len(changes)} more | | |")
+                  for key, before, after in changes[:MAX_LISTED]]
+        if len(changes) > MAX_LISTED:
+            lines.append(f"| and {len(changes) - MAX_LISTED} more | | |")
     else:
         lines.append("Changed inputs: none.")
     by_policy = _by_policy(document)
     if by_policy:
         formats = _formats(_unit(document))
-        heads = [" ".join(head).lower().replace("- ", "-") for head, _, _ in formats.values()]
-        heads = [head.replace("mib", "MiB").replace("gib", "GiB").replace("cpu", "CPU")
-                 .replace("cow", "COW") for head in heads]
+        heads = [markdown_head(head) for head, _, _ in formats.values()]
         lines += ["", "| policy | " + " | ".join(heads) + " |",
                   "|---|" + "---:|" * len(heads)]
         labels = distinct(by_policy)

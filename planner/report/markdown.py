@@ -10,7 +10,7 @@ from planner.report.text import definitions, result_columns
 if TYPE_CHECKING:
     from planner.metrics import Result
 
-__all__ = ["markdown_text", "render_markdown"]
+__all__ = ["markdown_head", "markdown_text", "render_markdown"]
 
 _MARKS = {ord(mark): "\\" + mark for mark in "\\`*_[]"} | {
     ord(mark): f"&#{ord(mark)};" for mark in "<>&|"}
@@ -21,14 +21,20 @@ def markdown_text(text: str) -> str:
     return text.translate(_MARKS)
 
 
+def markdown_head(head: tuple[str, ...]) -> str:
+    """The lines of a terminal's heading as one, in lower case but for units and abbreviations."""
+    words = " ".join(part for part in head if part).replace("UN- ", "UN").replace("- ", "-")
+    kept = ("MiB", "GiB", "CPU", "COW")
+    return " ".join(word if word in kept else word.lower() for word in words.split())
+
+
 def render_markdown(result: Result) -> str:
     """The verdict, the table of strategies, its definitions and the run's warnings."""
     facts = gather(result)
     lines = [f"# {markdown_text(facts.title)}", ""]
     lines += [markdown_text(sentence) for sentence in verdict(facts)]
     columns = result_columns(facts, 48)
-    heads = [" ".join(part for part in column.head if part).replace("- ", "-").lower()
-             for column in columns]
+    heads = [markdown_head(column.head) for column in columns]
     lines += ["", "| " + " | ".join(heads) + " |",
               "|---|" + "---:|" * (len(columns) - 1)]
     for i in range(len(facts.strategies)):
