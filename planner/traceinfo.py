@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from planner.diagnosis import Diagnosis, DiagnosisCounter
 from planner.errors import DataError, TraceAlteredError, UsageError
 from planner.kernels.dedup import Column, DedupCounts, SegmentCounts, count_segments
 from planner.trace import (
@@ -220,6 +221,7 @@ class TraceInfo:
     guests: tuple[tuple[str, str, Mapping[str, str], PageSums], ...]
     counts: DedupCounts
     boundaries: tuple[Boundary, ...]
+    diagnosis: Diagnosis
     #: False for hash lists: pages of two snapshots cannot be compared.
     has_page_ids: bool = True
 
@@ -243,6 +245,7 @@ class TraceInfo:
             "total": self.total.to_json(),
             "guests": [{"name": name, "kind": kind, "labels": dict(labels), **sums.to_json()}
                        for name, kind, labels, sums in self.guests],
+            "diagnosis": self.diagnosis.to_json(),
             "counts": self.counts._asdict(),
             "boundaries": [boundary.to_json() for boundary in self.boundaries],
         }
@@ -401,6 +404,7 @@ class _Survey:
         self.is_advised_only = is_advised_only
         self.store = store
         self.eligibility = Eligibility()
+        self.diagnosis = DiagnosisCounter()
         self.sums = [PageSums() for _ in trace.guests]
         self.units: dict[_Unit, int] = {}
         self.runs: list[_Run] = []
@@ -418,8 +422,11 @@ class _Survey:
             before = empty_pages()
             for snapshot_id, pages in self.trace.mm_history(mm.mm_id):
                 if snapshot_id > mm.first_snapshot and has_page_ids(self.trace):
-                    self._compare(self.sums[mm.guest_id], before, pages,
-                                  self._minutes[snapshot_id])
+                    n_compared, n_changed = self._compare(
+                        self.sums[mm.guest_id], before, pages, self._minutes[snapshot_id])
+                    if snapshot_id == self.snapshot_id:
+                        self.diagnosis.n_compared += n_compared
+                        self.diagnosis.n_changed += n_changed
                 if snapshot_id == self.snapshot_id:
                     self._collect(mm.guest_id, pages,
                                   self.trace.mm_regions(snapshot_id, mm.mm_id))
@@ -434,15 +441,18 @@ class _Survey:
 
     @staticmethod
     def _compare(sums: PageSums, before: PageColumns, after: PageColumns,
-                 minutes: float) -> None:
+                 minutes: float) -> tuple[int, int]:
+        """Pages compared, and of these those that changed."""
         if not len(before) or not len(after):
-            return
+            return 0, 0
         at = np.minimum(np.searchsorted(before.vpn, after.vpn), len(before) - 1)
         both = (before.vpn[at] == after.vpn) & _is_mergeable(before)[at] & _is_mergeable(after)
         n_compared = int(both.sum())
+        n_changed = int((both & (before.hash[at] != after.hash)).sum())
         sums.n_compared += n_compared
-        sums.n_changed += int((both & (before.hash[at] != after.hash)).sum())
+        sums.n_changed += n_changed
         sums.compared_minutes += n_compared * minutes
+        return n_compared, n_changed
 
     def _collect(self, guest_id: int, pages: PageColumns, regions: Sequence[Region]) -> None:
         sums = self.sums[guest_id]
@@ -465,6 +475,7 @@ class _Survey:
             [bool(region.flags & RegionFlag.ADVISED) for region in regions] + [False])
         self._classify(pages, regions, region_of, is_compatible, is_advised)
         counted = is_compatible[region_of] & _is_mergeable(pages)
+        self.diagnosis.add(pages, regions, region_of, counted)
         sums.n_advised += int((counted & is_advised[region_of]).sum())
         if self.is_advised_only:
             counted &= is_advised[region_of]
@@ -693,4 +704,7 @@ def trace_info(trace: Trace, *, snapshot: int | None = None,
         eligibility=survey.eligibility, total=_total(survey.sums, keys),
         guests=tuple((guest.name, guest.kind, guest.labels, sums)
                      for guest, sums in zip(trace.guests, survey.sums, strict=True)),
-        counts=found[0].counts, boundaries=found, has_page_ids=has_page_ids(trace))
+        counts=found[0].counts, boundaries=found, has_page_ids=has_page_ids(trace),
+        diagnosis=survey.diagnosis.finish(
+            (guest.kind, sums.n_frames, sums.n_zero, sums.n_twins)
+            for guest, sums in zip(trace.guests, survey.sums, strict=True)))
