@@ -116,11 +116,13 @@ def load(path: Path | str) -> Result:
     """Open a results folder, or the folder of a file in it such as its `report.html`.
 
     >>> import planner
-    >>> result = planner.load(planner_example)
+    >>> result = planner.load("results/small")
     >>> result.summary.column("policy").to_pylist()
     ['off', 'ksmd', 'domain']
-    >>> result.summary.column("saved_bytes").type
+    >>> result.summary.schema.field("saved_bytes").type
     DataType(int64)
+    >>> result.run["status"]
+    'complete'
 
     Raises DataError and its children where it is not whole, or of another version.
     """

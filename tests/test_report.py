@@ -479,6 +479,12 @@ def info_document(name: str = "vm", n_guests: int = 3) -> dict[str, Any]:
                         "n_not_advised": 0, "n_not_anonymous": n_guests * 30, "n_zero_page": 0,
                         "no_hash": {"swapped": n_guests * 10}, "incompatible": {}},
         "total": total,
+        "diagnosis": {
+            "n_bytes": n_guests * 2600 * 4096, "notes": [],
+            "obstacles": [{"key": "thp", "n_bytes": n_guests * 2000 * 4096, "share": 0.769,
+                           "text": "in huge pages", "instead": "split them"}] * (n_guests > 0),
+            "contents": [{"key": name, "n_bytes": n_guests * 2560 * 4096, "share": 1.0,
+                          "text": name, "instead": ""}] * (n_guests > 0)},
         "guests": [{"name": f"{name}-{i}", **sums} for i in range(n_guests)],
         "counts": {"n_duplicates": 768, "n_zero_duplicates": 128},
         "boundaries": [{"label": "guest", **boundary, "lost_share": 1.0},

@@ -104,15 +104,18 @@ def _process(root: ProcRoot, pid: int) -> Counter[str]:
 def _mappings(text: str) -> list[tuple[int, dict[str, int]]]:
     """RegionFlag bits and sizes in bytes of each mapping of a smaps file."""
     sizes: list[dict[str, int]] = []
+    gates: list[dict[str, int]] = []  # no mapping, and left out by parse_smaps as well
     for line in text.splitlines():
         if _HEADER.match(line):
-            if "[vsyscall]" not in line:  # no mapping, and left out by parse_smaps as well
-                sizes.append({})
+            sizes.append({})
+            if line.endswith("[vsyscall]"):
+                gates.append(sizes[-1])
             continue
         name, _, rest = line.partition(":")
         words = rest.split()
         if sizes and len(words) == 2 and words[1] == "kB" and words[0].isdecimal():
             sizes[-1][name] = int(words[0]) * 1024
+    sizes = [found for found in sizes if all(found is not gate for gate in gates)]
     vmas = parse_smaps(text)
     return [(vma.flags, found) for vma, found in zip(vmas, sizes, strict=True)]
 

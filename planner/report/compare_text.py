@@ -192,5 +192,6 @@ def _markdown_cell(each: Document, write: Formatter) -> str:
         return "–" if value is None else write(value)
 
     if each["before"] == each["after"]:
-        return text(each["after"])
-    return f"{text(each['before'])} → {text(each['after'])} ({_signed(each['change'], write)})"
+        return markdown_text(text(each["after"]))
+    return markdown_text(f"{text(each['before'])} → {text(each['after'])} "
+                         f"({_signed(each['change'], write)})")

@@ -118,9 +118,11 @@ def _eligibility_columns(document: Document, unit: MemoryUnit) -> list[Column]:
     ]
 
 
-def _part_columns(head: str, parts: Sequence[Document], unit: MemoryUnit) -> list[Column]:
+def _part_columns(head: str, parts: Sequence[Document], unit: MemoryUnit,
+                  width: int) -> list[Column]:
+    longest = max(len(head), width - 20)
     return [
-        _column((head,), parts, lambda part: clean(part["text"], 90), is_left=True),
+        _column((head,), parts, lambda part: clean(part["text"], longest), is_left=True),
         _column((unit.name,), parts, lambda part: unit.figures(part["n_bytes"])),
         _column(("share",), parts, lambda part: format_share(part["share"])),
     ]
@@ -132,7 +134,7 @@ def _diagnosis(document: Document, unit: MemoryUnit, width: int) -> list[str]:
     lines: list[str] = []
     if found["obstacles"]:
         lines += render_table(_part_columns("WHAT KEEPS MEMORY FROM MERGING (may overlap)",
-                                            found["obstacles"], unit), width=width, colour=False)
+                                            found["obstacles"], unit, width), width=width, colour=False)
         most = max(found["obstacles"], key=lambda part: part["n_bytes"])
         if most["instead"]:
             lines += textwrap.wrap(f"{most['text'][0].upper()}{most['text'][1:]}: "
@@ -140,7 +142,7 @@ def _diagnosis(document: Document, unit: MemoryUnit, width: int) -> list[str]:
         lines.append("")
     if found["contents"]:
         lines += render_table(_part_columns("WHAT THE MEMORY THAT COULD MERGE IS",
-                                            found["contents"], unit), width=width, colour=False)
+                                            found["contents"], unit, width), width=width, colour=False)
         lines.append("")
     return lines
 
