@@ -25,9 +25,8 @@ from planner.fleet import FleetHost
 from planner.ksm.cost import BUILTIN_UNMEASURED
 from planner.metrics import HOSTS, Recorder, Result
 from planner.policies.partition import partition_classes
-from planner.results import policy_row
+from planner.results import policy_row, scenario_of
 from planner.runner import TraceStore, build_hosts
-from planner.scenario.resolve import from_json
 from planner.scenario.spec import Never, PolicySpec, Scenario
 
 __all__ = ["FORMAT_VERSION", "Step", "Waterfall", "explain"]
@@ -128,7 +127,7 @@ def _scenario(result: Result, traces: Iterable[Path], store: TraceStore) -> Scen
         raise DataError(f"the result is of planner {made_by}, this is {planner.__version__}: the "
                         "model may differ", where="run.json",
                         instead="run the scenario again, or explain it with that version")
-    scenario = from_json(result.scenario)
+    scenario = scenario_of(result)
     elsewhere = {store.open(path).digest: str(path) for path in traces}
     workloads = []
     for workload in scenario.workloads:

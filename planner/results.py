@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.errors import DataError, UsageError
+from planner.errors import DataError, ScenarioError, UsageError
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, RESULT_VERSION, SUMMARY, Result
+from planner.scenario.spec import Scenario
 from planner.tables import TableKind, read_table, write_table
 
-__all__ = ["load", "policy_row", "result_path", "save", "scenario_digest"]
+__all__ = ["load", "policy_row", "result_path", "save", "scenario_digest",
+           "scenario_of"]
 
 _RENAME_ATTEMPTS = 32
 _AGAIN = "run the scenario again"
@@ -182,6 +184,19 @@ def _document(path: Path, required: Mapping[str, type]) -> dict[str, Any]:
             raise DataError(f"{key} {what}: the file was altered, or cut short",
                             where=str(path), instead=_AGAIN)
     return document
+
+
+def scenario_of(result: Result) -> Scenario:
+    """The resolved scenario of a result; raises DataError where it is none that can be used."""
+    from planner.scenario.resolve import from_json
+
+    try:
+        return from_json(result.scenario)
+    except ScenarioError as error:
+        first = error.problems[0].what if error.problems else error.what
+        raise DataError(f"cannot be used ({first[:200]})", where="scenario.resolved.json",
+                        instead="run the scenario again; where a name holds characters that "
+                                "cannot be printed, rename it in the trace first") from None
 
 
 def policy_row(result: Result, policy: str) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_the_limit_of_sharing_is_not_taken_for_writes(tmp_path: Path) -> None:
 
 def test_a_trace_that_moved_is_found_by_its_digest(result: Result, tmp_path: Path) -> None:
     shutil.move(tmp_path / "trace", tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="not there any more.*--trace DIR"):
+    with pytest.raises(DataError, match=r"not there any more.*--trace DIR"):
         explain(result, "one")
     assert explain(result, "one", traces=[tmp_path / "elsewhere"]).steps[-1].key == "saved"
 

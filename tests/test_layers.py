@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "engine": {"fleet", "policies", "ksm", "metrics", "scenario", "errors"},
     "ksm": {"kernels", "errors"},
     "report": {"metrics", "units", "errors", "escape"},
-    "results": {"metrics", "tables", "errors"},
+    "results": {"metrics", "scenario", "tables", "errors"},
     "metrics": {"tables", "units", "errors"},
     "policies": {"fleet", "scenario", "units", "errors"},
     "fleet": {"scenario", "trace", "errors", "units"},

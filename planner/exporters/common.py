@@ -14,8 +14,7 @@ from planner.escape import clean, printable
 from planner.metrics import Result
 from planner.policies.partition import partition_text
 from planner.policies.timing import merge_text
-from planner.results import policy_row
-from planner.scenario.resolve import from_json
+from planner.results import policy_row, scenario_of
 from planner.scenario.spec import GuestSpec, HostSpec, Ksmd, Never, PolicySpec, Scenario, Sync
 from planner.units import format_duration, format_share, format_size
 
@@ -217,7 +216,7 @@ def prepare(result: Result, policy: str, kind: str, current: Current | None = No
             host_name: str | None = None) -> Export:
     """What the exporters work on. Raises UsageError for a policy or a host that is not there."""
     row = policy_row(result, policy)
-    scenario = from_json(result.scenario)
+    scenario = scenario_of(result)
     spec = next(each for each in scenario.policies if each.name == policy)
     export = Export(kind, result, scenario, spec, row, current, host_name)
     if host_name is not None:

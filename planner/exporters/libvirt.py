@@ -33,15 +33,14 @@ def render(export: Export) -> str:
         "Apply: bash THIS apply. Look: bash THIS show. Undo: bash THIS undo. Merged pages stay "
         "merged until they",
         "are written to, or until: echo 2 > /sys/kernel/mm/ksm/run (which needs the memory).")
-    names = [shlex.quote(printable(guest.name)) for guest in kept_out]
-    for_all = f"for domain in {' '.join(names)}; do" if names else ""
+    names = [printable(guest.name) for guest in kept_out]
 
     def edit(value: str) -> str:
-        if not names:
-            return ""
-        return (f"    {for_all}\n"
-                f'      virt-xml "$domain" --edit --memorybacking nosharepages={value} --define\n'
-                "    done\n")
+        # A name that looks like an option would be taken for one.
+        return "".join(
+            f"    # by hand: {name}\n" if name.startswith("-") else
+            f"    virt-xml {shlex.quote(name)} --edit --memorybacking nosharepages={value} "
+            "--define\n" for name in names)
 
     run = export.run_value
     start = f"    virsh node-memory-tune {tune}\n" if run == "1" else ""

@@ -133,16 +133,18 @@ def _diagnosis(document: Document, unit: MemoryUnit, width: int) -> list[str]:
     found = document["diagnosis"]
     lines: list[str] = []
     if found["obstacles"]:
-        lines += render_table(_part_columns("WHAT KEEPS MEMORY FROM MERGING (may overlap)",
-                                            found["obstacles"], unit, width), width=width, colour=False)
+        columns = _part_columns("WHAT KEEPS MEMORY FROM MERGING (may overlap)",
+                                found["obstacles"], unit, width)
+        lines += render_table(columns, width=width, colour=False)
         most = max(found["obstacles"], key=lambda part: part["n_bytes"])
         if most["instead"]:
             lines += textwrap.wrap(f"{most['text'][0].upper()}{most['text'][1:]}: "
                                    f"{most['instead']}.", width)
         lines.append("")
     if found["contents"]:
-        lines += render_table(_part_columns("WHAT THE MEMORY THAT COULD MERGE IS",
-                                            found["contents"], unit, width), width=width, colour=False)
+        columns = _part_columns("WHAT THE MEMORY THAT COULD MERGE IS", found["contents"], unit,
+                                width)
+        lines += render_table(columns, width=width, colour=False)
         lines.append("")
     return lines
 
