@@ -105,15 +105,29 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has gone (`planner ... | head`): not an error of ours.
         sys.stderr.close()
         return 0
+    except SystemExit as error:
+        # The parser leaves by itself after --show-completion.
+        return error.code if isinstance(error.code, int) else 0
+    except OSError as error:
+        if debug or error.filename is None:
+            return _bug(error, debug)
+        _complain(f"{error.filename}: {error.strerror or error}; check the path and its "
+                  "permissions")
+        return 3
     except Exception as error:
         code = _usage_error(error)
         if code is not None:
             return code
-        if debug:
-            raise
-        _complain(f"internal error: {type(error).__name__}: {error}; run again with --debug and "
-                  "report it")
-        return 1
+        return _bug(error, debug)
+
+
+def _bug(error: Exception, debug: bool) -> int:
+    """Tell an error that no part of the program expected."""
+    if debug:
+        raise error
+    _complain(f"internal error: {type(error).__name__}: {error}; run again with --debug and "
+              "report it")
+    return 1
 
 
 def _usage_error(error: Exception) -> int | None:

@@ -33,7 +33,7 @@ def init(
 
     Example: planner init traces/qemu-guests fleet.parquet -o my.yaml
     """
-    from planner.errors import DataError, UsageError
+    from planner.errors import DataError, ScenarioError, UsageError
     from planner.escape import file_name
     from planner.runner import TraceStore, fleet_facts, load_scenario
     from planner.scenario.draft import draft_scenario
@@ -60,11 +60,29 @@ def init(
     store = TraceStore()
     fleet = fleet_facts(inventories[0]) if inventories else None
     base = path.resolve().parent
+    for trace in traces:
+        if not store.facts(trace.resolve()).span_ns:
+            raise DataError("the trace spans no time (one snapshot), so nothing can happen in it",
+                            where=str(trace), instead="capture at least two snapshots (planner "
+                            "capture --snapshots 2 --every 30s); planner trace info tells what "
+                            "one snapshot would save")
     text = draft_scenario(stem, [_source(store, trace, base) for trace in traces], fleet,
                           os.path.relpath(inventories[0].resolve(), base) if inventories else "")
-    write_text(path, text)
     notes: list[str] = []
-    load_scenario(path, store=store, notes=notes)
+    # Beside its place, where what it names is found, so that a file that stands passes its check.
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        write_text(aside, text)
+        load_scenario(aside, store=store, notes=notes)
+        aside.replace(path)
+    except ScenarioError as error:
+        first = error.problems[0].what if error.problems else error.what
+        raise DataError(f"what was captured makes no scenario by itself: {first}",
+                        where=", ".join(map(str, sources))[:400],
+                        instead="name fewer traces, or write the scenario by hand: "
+                                "planner schema") from None
+    finally:
+        aside.unlink(missing_ok=True)
     if as_json:
         document("planner.init", path=str(path), notes=notes)
         return 0

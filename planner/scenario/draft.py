@@ -36,8 +36,11 @@ class Source:
 
 def draft_scenario(name: str, sources: Sequence[Source], fleet: FleetFacts | None = None,
                    fleet_path: str = "") -> str:
-    """The text of a scenario over all guests of the traces; `fleet_path` as it is to be named."""
-    span_ns = min((source.facts.span_ns for source in sources), default=0)
+    """The text of a scenario over all guests of the traces; `fleet_path` as it is to be named.
+
+    Every trace must span some time, which a scenario replays.
+    """
+    span_ns = min(source.facts.span_ns for source in sources)
     lines = [
         "# yaml-language-server: $schema=./scenario.schema.json",
         "# (planner schema > scenario.schema.json, and the editor completes and explains keys)",
@@ -51,14 +54,10 @@ def draft_scenario(name: str, sources: Sequence[Source], fleet: FleetFacts | Non
         f"name: {file_name(name, 'scenario')}",
         "seed: 42                          # all policies meet the same writes at the same times",
     ]
-    if span_ns:
-        lines.append(f"horizon: captured                 # all that was captured: "
-                     f"{format_duration(span_ns)}")
-    else:
-        lines += ["horizon: 10min                    # one snapshot: nothing is written meanwhile,",
-                  "                                  # so savings are an upper bound"]
+    lines.append(f"horizon: captured                 # all that was captured: "
+                 f"{format_duration(span_ns)}")
     lines += ["", *_hosts(sources, fleet, fleet_path), "", *_workloads(sources, fleet), "",
-              *_domains(sources, fleet), "", *_policies(span_ns or 600 * _NS_PER_S), "",
+              *_domains(sources, fleet), "", *_policies(span_ns), "",
               "output:",
               "  folder: results                 # results/<name>-<digest>/"]
     return "\n".join(map(_aligned, lines)) + "\n"

@@ -220,10 +220,10 @@ def open_trace(path: Path | str, *, verify: bool = True) -> Trace:
     >>> [guest.name for guest in trace.guests], len(trace.snapshots)
     (['a', 'b', 'c'], 2)
     >>> for mm_id, pages in trace.iter_mm_pages(0):
-    ...     print(mm_id, pages.hash.tolist())
-    0 [1, 2, 0]
-    1 [1, 3, 0]
-    2 [1, 2, 4]
+    ...     print(mm_id, len(pages), pages.hash[:2].tolist())
+    0 3 [1, 2]
+    1 3 [1, 3]
+    2 3 [1, 2]
     """
     path = Path(path)
     if not path.exists():
