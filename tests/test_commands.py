@@ -121,7 +121,7 @@ def test_init_serves_unadvised_memory_and_several_traces(
     assert len(load_scenario("three.yaml").workloads) == 2
 
 
-@pytest.mark.parametrize("name", ["qemu-guests", "container-host", "kmod-host"])
+@pytest.mark.parametrize("name", ["qemu-guests", "container-host"])
 def test_init_passes_check_on_the_shipped_traces(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     assert main(["init", str(ROOT / "traces" / name), "-o", str(path)]) == 0
