@@ -257,8 +257,8 @@ def _steps(scenario: Scenario, policy: PolicySpec, frames: _Frames, row: dict[st
               "twin is in another domain's partition: the price of partitioning"),
         Step("could_merge", frames.twins * _PAGE_BYTES, "has a twin it may merge with", True),
         minus("written", n_written, "written before it could merge, or after"),
+        minus("never", n_not_reached, "the policy never merges") if never else
         minus("not_merged", n_not_reached,
-              "not merged: the policy never merges" if never else
               "not reached by the end, or kept apart by max_page_sharing"),
         Step("metadata", -int(row["metadata_bytes"]), "KSM's own records"),
         Step("saved", int(row["saved_bytes"]), "saved", True),

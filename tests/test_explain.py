@@ -78,7 +78,7 @@ def test_every_line_is_what_a_count_by_hand_gives(result: Result) -> None:
         "could_merge": 2, "written": -1}
     assert pages(explain(result, "off")) == {
         "in_use": 15, "eligible": 15, "zero": -3, "unique": -4, "stays": -3, "could_merge": 5,
-        "not_merged": -5}
+        "never": -5}
 
 
 @pytest.mark.parametrize("policy", [policy.name for policy in POLICIES])

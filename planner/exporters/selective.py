@@ -11,7 +11,7 @@ from typing import Any
 
 from planner.exporters.common import Export, is_guest_label, knobs
 from planner.policies.partition import UNLABELLED, kernel_names, partition_name, partition_text
-from planner.scenario.spec import GuestSpec, Ksmd, Never, Sync
+from planner.scenario.spec import OWN_LABELS, GuestSpec, Ksmd, Never, Sync
 
 __all__ = ["FORMAT_VERSION", "KIND", "render"]
 
@@ -61,7 +61,7 @@ def _members(export: Export) -> dict[str, Any]:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     excluded = []
     for guest, host, may_merge in export.guests():
-        labels = dict(guest.labels)
+        labels = {key: value for key, value in guest.labels if key not in OWN_LABELS}
         member = {"guest": guest.name, "host": host, "domain": guest.domain, "labels": labels}
         if not may_merge:
             excluded.append(member)

@@ -47,11 +47,11 @@ _ADVICE = {
     "cannot_merge": "back guests with private anonymous memory to let KSM see it",
     "not_advised": "advise it (MADV_MERGEABLE, PR_SET_MEMORY_MERGE, or QEMU's mem-merge=on); "
                    "mergeable: all in the scenario says what that would save",
-    "excluded": "the policy keeps it out on purpose",
     "other_partition": "partition_by: domain would let these merge",
     "other_domain": "that is what keeping domains apart costs; partition_by: group lets domains "
                     "that trust one another share",
     "written": "merging more often finds what settles, for more CPU",
+    "never": "merging could bring that back at best, before KSM's own records",
     "not_merged": "scan faster, merge more often, or raise max_page_sharing",
     "metadata": "advise less of the memory that never merges",
 }
