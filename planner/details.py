@@ -7,17 +7,14 @@ who shares with whom, and why memory would not merge.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from planner.errors import DataError
-from planner.explain import explain
+from planner.explain import explain, scenario_of_traces
 from planner.metrics import Result
-from planner.results import scenario_of
 from planner.runner import TraceStore, build_hosts
-from planner.scenario.spec import Scenario
 from planner.sharing import sharing_matrices
 from planner.traceinfo import trace_info
 
@@ -37,37 +34,31 @@ def details_of(result: Result, *, traces: Iterable[Path] = (), store: TraceStore
     `traces` are folders to look in, by digest, for traces that are not where the result says.
     Takes about as long as the run took. Raises DataError as `planner.explain.explain` does.
     """
-    store = store or TraceStore()
-    traces = tuple(traces)
+    store, traces = store or TraceStore(), tuple(traces)
+    scenario = scenario_of_traces(result, traces, store)
+    hosts = build_hosts(scenario, store)
     policies = [row["policy"] for row in result.summary.to_pylist() if row["merge"] != "never"]
+    n_steps = len(policies) + 1
     waterfalls = []
     for index, policy in enumerate(policies):
         if progress is not None:
-            progress(f"explaining {policy}", index / (len(policies) + 1))
-        waterfalls.append(explain(result, policy, traces=traces, store=store).to_json())
+            progress(f"explaining {policy}", index / n_steps)
+        waterfalls.append(explain(result, policy, traces=traces, store=store,
+                                  hosts=hosts).to_json())
     if progress is not None:
-        progress("who shares with whom", len(policies) / (len(policies) + 1))
-    scenario = scenario_of(result)
-    elsewhere = {store.open(path).digest: path for path in traces}
-    found = [elsewhere.get(record["digest"], Path(record["path"]))
-             for record in result.run["traces"]]
-    hosts = build_hosts(_at(scenario, elsewhere), store)
+        progress("who shares with whom", len(policies) / n_steps)
+    paths = {workload.trace_digest: workload.trace for workload in scenario.workloads}
+    diagnosis = []
+    for record in result.run["traces"]:
+        info = trace_info(store.open(paths[record["digest"]]))
+        diagnosis.append({"trace": record["path"], "snapshot_id": info.snapshot_id,
+                          **info.diagnosis.to_json()})
     return {
         "format_version": FORMAT_VERSION, "kind": "planner.details",
         "digest": result.run["digest"], "waterfalls": waterfalls,
         "sharing": [matrix.to_json() for matrix in sharing_matrices(scenario, hosts)],
-        "diagnosis": [{"trace": record["path"], "snapshot_id": info.snapshot_id,
-                       **info.diagnosis.to_json()}
-                      for record, path in zip(result.run["traces"], found, strict=True)
-                      for info in [trace_info(store.open(path))]],
+        "diagnosis": diagnosis,
     }
-
-
-def _at(scenario: Scenario, elsewhere: Mapping[str, Path]) -> Scenario:
-    """The scenario with its traces where they are now."""
-    return replace(scenario, workloads=tuple(
-        replace(each, trace=str(elsewhere.get(each.trace_digest, each.trace)))
-        for each in scenario.workloads))
 
 
 def read_details(folder: Path, digest: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ All figures are of the last moment of the run. They add up exactly to `saved_byt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from planner.results import policy_row, scenario_of
 from planner.runner import TraceStore, build_hosts
 from planner.scenario.spec import Never, PolicySpec, Scenario
 
-__all__ = ["FORMAT_VERSION", "Step", "Waterfall", "explain"]
+__all__ = ["FORMAT_VERSION", "Step", "Waterfall", "explain", "scenario_of_traces"]
 
 #: Version of the document that `Waterfall.to_json` gives.
 FORMAT_VERSION = 1
@@ -94,18 +94,20 @@ class _Frames:
 
 
 def explain(result: Result, policy: str, *, traces: Iterable[Path] = (),
-            store: TraceStore | None = None, progress: Progress | None = None) -> Waterfall:
+            store: TraceStore | None = None, hosts: Sequence[FleetHost] | None = None,
+            progress: Progress | None = None) -> Waterfall:
     """Take the saving of `policy` apart.
 
-    `traces` are folders to look in, by digest, for traces that are not where the result says.
+    `traces` are folders to look in, by digest, for traces that are not where the result says;
+    `hosts` the result's hosts, if they were built already.
     Raises UsageError for a policy that is not there; DataError for a result of another version,
     or where a trace is missing or not the one that was run.
     """
     row = policy_row(result, policy)
     store = store or TraceStore()
-    scenario = _scenario(result, traces, store)
+    scenario = scenario_of_traces(result, traces, store)
     spec = next(each for each in scenario.policies if each.name == policy)
-    hosts = build_hosts(scenario, store)
+    hosts = build_hosts(scenario, store) if hosts is None else hosts
     frames = _Frames()
     could_merge = _could_merge(scenario, hosts, store)
     for host, could in zip(hosts, could_merge, strict=True):
@@ -120,8 +122,11 @@ def explain(result: Result, policy: str, *, traces: Iterable[Path] = (),
                      _steps(scenario, spec, frames, row, written, missed - written), _memos(row))
 
 
-def _scenario(result: Result, traces: Iterable[Path], store: TraceStore) -> Scenario:
-    """The scenario of the result, its traces where they are now."""
+def scenario_of_traces(result: Result, traces: Iterable[Path], store: TraceStore) -> Scenario:
+    """The scenario of the result, its traces where they are now.
+
+    Raises DataError for a result of another version, or where a trace is missing.
+    """
     made_by = result.run.get("versions", {}).get("planner")
     if made_by != planner.__version__:
         raise DataError(f"the result is of planner {made_by}, this is {planner.__version__}: the "
@@ -139,7 +144,7 @@ def _scenario(result: Result, traces: Iterable[Path], store: TraceStore) -> Scen
     return replace(scenario, workloads=tuple(workloads))
 
 
-def _could_merge(scenario: Scenario, hosts: list[FleetHost], store: TraceStore,
+def _could_merge(scenario: Scenario, hosts: Sequence[FleetHost], store: TraceStore,
                  ) -> list[npt.NDArray[np.bool_]]:
     """By host and site: whether KSM would take the page if it were offered."""
     if all(host.site_eligible.all() for host in hosts):
@@ -212,7 +217,7 @@ def _verify(result: Result, policy: str, frames: _Frames) -> None:
             instead="the result was altered: run the scenario again with --again")
 
 
-def _saved_without_writes(scenario: Scenario, policy: PolicySpec, hosts: list[FleetHost],
+def _saved_without_writes(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHost],
                           progress: Progress | None) -> int:
     """Frames of content that `policy` would have saved had nothing been written."""
     n_frames = 0
