@@ -63,6 +63,8 @@ _CONTENTS = {
 }
 _SPECIAL = RegionFlag.PFNMAP | RegionFlag.IO | RegionFlag.MIXEDMAP | RegionFlag.DONTEXPAND \
     | RegionFlag.DROPPABLE | RegionFlag.DAX
+_NOT_SEEN = {"swapped": PageFlag.SWAPPED,
+             "not_read": PageFlag.UNREADABLE | PageFlag.NOT_HASHED | PageFlag.MIGRATION}
 #: A machine of so many pages, none zero and none with a twin, holds no plain memory.
 _MIN_ENCRYPTED_PAGES = 4096
 
@@ -145,28 +147,31 @@ class DiagnosisCounter:
         page if it were advised.
         """
         self.n_pages += len(pages)
-        per_region = np.bincount(region_of + 1, minlength=len(regions) + 1)[1:]
-        counted = np.bincount(region_of[is_counted] + 1, minlength=len(regions) + 1)[1:]
-        is_zero = is_counted & _has(pages, PageFlag.ZERO)
-        is_huge = is_counted & _has(pages, PageFlag.THP)
-        zero = np.bincount(region_of[is_zero] + 1, minlength=len(regions) + 1)[1:]
-        for region, n_all, n, n_zero in zip(regions, per_region.tolist(), counted.tolist(),
-                                            zero.tolist(), strict=True):
+        n_places = len(regions) + 1
+        place = region_of + 1
+        counted_flags = pages.flags[is_counted]
+        is_zero, is_huge = (_has(counted_flags, flag) for flag in (PageFlag.ZERO, PageFlag.THP))
+        counted_place = place[is_counted]
+        per_place = np.bincount(place, minlength=n_places)
+        counted = np.bincount(counted_place, minlength=n_places)
+        zero = np.bincount(counted_place[is_zero], minlength=n_places)
+        for at in np.flatnonzero(per_place[1:]).tolist():
+            region, n, n_zero = regions[at], int(counted[at + 1]), int(zero[at + 1])
             reason = region_obstacle(region.flags)
             if reason is not None:
-                self.obstacles[reason] += n_all
+                self.obstacles[reason] += int(per_place[at + 1])
             elif not region.flags & RegionFlag.ADVISED:
                 self.obstacles["not_advised"] += n
             if n > n_zero:
                 self.contents[content_of(region)] += n - n_zero
-        n_zero_huge = int((is_zero & is_huge).sum())
+        n_zero_huge = int(np.count_nonzero(is_zero & is_huge))
         self.contents["zero-thp"] += n_zero_huge
-        self.contents["zero"] += int(is_zero.sum()) - n_zero_huge
-        self.obstacles["thp"] += int(is_huge.sum())
-        self.obstacles["locked"] += int((is_counted & _has(pages, PageFlag.LOCKED)).sum())
-        self.obstacles["swapped"] += int(_has(pages, PageFlag.SWAPPED).sum())
-        self.obstacles["not_read"] += int(
-            _has(pages, PageFlag.UNREADABLE | PageFlag.NOT_HASHED | PageFlag.MIGRATION).sum())
+        self.contents["zero"] += int(np.count_nonzero(is_zero)) - n_zero_huge
+        self.obstacles["thp"] += int(np.count_nonzero(is_huge))
+        self.obstacles["locked"] += int(np.count_nonzero(_has(counted_flags, PageFlag.LOCKED)))
+        if len(counted_flags) < len(pages):
+            for key, flag in _NOT_SEEN.items():
+                self.obstacles[key] += int(np.count_nonzero(_has(pages.flags, flag)))
 
     def finish(self, guests: Iterable[tuple[str, int, int, int]]) -> Diagnosis:
         """The shares. `guests`: kind, frames, zero frames and frames with a twin of each guest."""
@@ -189,6 +194,6 @@ class DiagnosisCounter:
                          parts_of(n_bytes, self.n_pages * PAGE_BYTES), contents, tuple(notes))
 
 
-def _has(pages: PageColumns, flag: PageFlag) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = (pages.flags & np.uint32(flag)) != 0
+def _has(flags: npt.NDArray[np.uint32], wanted: PageFlag) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = (flags & np.uint32(wanted)) != 0
     return found

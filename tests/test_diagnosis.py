@@ -62,6 +62,13 @@ def test_huge_pages_zero_waste_and_locked_memory_are_counted(tmp_path: Path) -> 
     assert sum(part.share for part in found.contents) == pytest.approx(1)
 
 
+def test_pages_without_a_known_content_are_told_apart(tmp_path: Path) -> None:
+    swapped, unread = ANON | PageFlag.SWAPPED, ANON | PageFlag.UNREADABLE
+    found = diagnose(tmp_path, [GuestPlan("g", {}, [MmPlan([pages_of(
+        [None, None, None, 1], flags=[swapped, swapped, unread, ANON])] * 2)])])
+    assert obstacles(found) == {"swapped": 2, "not_read": 1}
+
+
 def test_what_changed_since_the_snapshot_before_is_churn(tmp_path: Path) -> None:
     plans = [GuestPlan("g", {}, [MmPlan([pages_of([1, 2, 3, 4]), pages_of([1, 2, 8, 9])])])]
     assert obstacles(diagnose(tmp_path, plans)) == {"churn": 2}
