@@ -65,7 +65,7 @@ def test_huge_pages_zero_waste_and_locked_memory_are_counted(tmp_path: Path) -> 
 def test_pages_without_a_known_content_are_told_apart(tmp_path: Path) -> None:
     swapped, unread = ANON | PageFlag.SWAPPED, ANON | PageFlag.UNREADABLE
     found = diagnose(tmp_path, [GuestPlan("g", {}, [MmPlan([pages_of(
-        [None, None, None, 1], flags=[swapped, swapped, unread, ANON])] * 2)])])
+        [5, 6, 7, 1], flags=[swapped, swapped, unread, ANON])] * 2)])])
     assert obstacles(found) == {"swapped": 2, "not_read": 1}
 
 
