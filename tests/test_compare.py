@@ -54,6 +54,18 @@ def test_differences_are_after_minus_before() -> None:
     assert "one run each: no interval" in text
 
 
+def test_a_difference_too_small_to_show_is_not_shown_as_nothing() -> None:
+    before = make_result()
+    row = before.summary.to_pylist()[2]
+    found = compare(before, changed(before, "sync-domain",
+                                    saved_share=row["saved_share"] + 1e-6))
+    line = next(line for line in render_comparison_text(found.to_json(), width=150,
+                                                        colour=False).splitlines()
+                if line.startswith("sync-domain"))
+    assert "12.5 % ~" in line
+    assert "231 =" in line
+
+
 def test_changed_inputs_are_listed_by_name_not_by_place() -> None:
     before = make_result()
     policies = [{"name": "new"}, *reversed(before.scenario["policies"])]

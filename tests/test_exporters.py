@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from planner.cli import main
@@ -437,7 +438,13 @@ def test_the_ksmtuned_file_sets_what_the_daemon_reads(result: Result, tmp_path: 
     assert done.stdout.split() == ["30", "1250", "1250", "16777216"]
 
 
-def test_the_overcommit_ratio_is_rounded_down(result: Result) -> None:
+@pytest.mark.parametrize("saved", [None, 0.1152])  # 1.13 times 100 is 112.99... in floats
+def test_the_overcommit_ratio_is_rounded_down(result: Result, saved: float | None) -> None:
+    if saved is not None:
+        result = replace(result, **{name: pa.Table.from_pylist(
+            [{**row, "saved_bytes": int(saved * row["guest_memory_bytes"])} for row in
+             table.to_pylist()], schema=table.schema)
+            for name, table in (("hosts", result.hosts), ("summary", result.summary))})
     text = export_settings(result, "ksmd", "overcommit")
     row = next(r for r in result.summary.to_pylist() if r["policy"] == "ksmd")
     exact = row["guest_memory_bytes"] / (row["guest_memory_bytes"] - row["saved_bytes"])

@@ -19,8 +19,9 @@ def supported_ratio(export: Export) -> tuple[float, str]:
 def render(export: Export) -> str:
     """Settings of three schedulers with the same ratio, as comments and lines."""
     exact, host = supported_ratio(export)
-    ratio = int(exact * 100) / 100  # down: what is not there cannot be given away
-    if ratio <= 1:
+    percent = int(exact * 100)  # down: what is not there cannot be given away
+    ratio = percent / 100
+    if percent <= 100:
         export.refuse(f"it saves too little on host {host} to give more memory away than there is",
                       "export a policy that saves more")
     unmerge = format_size(int(export.row["unmerge_bytes"]))
@@ -41,7 +42,7 @@ ram_allocation_ratio = {ratio:.2f}
 #   spec:
 #     configuration:
 #       developerConfiguration:
-#         memoryOvercommit: {int(ratio * 100)}
+#         memoryOvercommit: {percent}
 
 # Proxmox VE has no such setting: the sum of the guests' memory on a node of memory M may go up to
 #   {ratio:.2f} * (M - what the node itself needs)

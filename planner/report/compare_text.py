@@ -50,7 +50,11 @@ def _formats(unit: MemoryUnit) -> dict[str, tuple[tuple[str, ...], Formatter, in
 def _signed(change: float | None, write: Formatter) -> str:
     if change is None:
         return "–"
-    return "=" if change == 0 else ("+" if change > 0 else "-") + write(abs(change))
+    if change == 0:
+        return "="
+    amount = write(abs(change))
+    # Too little for the figures shown is neither nothing nor an amount.
+    return ("+" if change > 0 else "-") + amount if set(amount) & set("123456789") else "~"
 
 
 def _unit(document: Document) -> MemoryUnit:
