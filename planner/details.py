@@ -7,7 +7,7 @@ who shares with whom, and why memory would not merge.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ __all__ = ["FILE_NAME", "FORMAT_VERSION", "details_of", "read_details"]
 #: Its name in a results folder.
 FILE_NAME = "details.json"
 FORMAT_VERSION = 1
+
+#: What every reader of the document relies on.
+_KEYS: dict[str, dict[str, type]] = {
+    "waterfalls": {"policy": str, "steps": list, "memos": list},
+    "sharing": {"key": str, "members": list, "held_bytes": list, "cells": list, "is_apart": list,
+                "n_left_out": int},
+    "diagnosis": {"trace": str, "n_bytes": int, "obstacles": list, "contents": list,
+                  "notes": list},
+}
+_STEP_KEYS: dict[str, type] = {"key": str, "n_bytes": int, "text": str, "is_total": bool}
 
 Progress = Callable[[str, float], None]
 
@@ -80,7 +90,17 @@ def read_details(folder: Path, digest: str) -> dict[str, Any] | None:
                         instead=again)
     if document.get("digest") != digest:
         raise DataError("is of another run", where=str(path), instead=again)
-    if not all(isinstance(document.get(key), list)
-               for key in ("waterfalls", "sharing", "diagnosis")):
-        raise DataError("was altered, or cut short", where=str(path), instead=again)
+    for key, required in _KEYS.items():
+        found = document.get(key)
+        if not isinstance(found, list) or not all(_has(each, required) for each in found):
+            raise DataError(f"{key} is missing or not as it was written", where=str(path),
+                            instead=again)
+    if not all(_has(step, _STEP_KEYS) for each in document["waterfalls"]
+               for part in ("steps", "memos") for step in each[part]):
+        raise DataError("waterfalls are not as they were written", where=str(path), instead=again)
     return document
+
+
+def _has(found: object, required: Mapping[str, type]) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(found.get(key), kind) for key, kind in required.items())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,7 @@ def sharing_matrices(scenario: Scenario, hosts: Sequence[FleetHost]) -> tuple[Ma
         ("domain", lambda host, guest: host.guests[guest].domain)]
     labels = sorted({key for host in hosts for guest in host.guests for key in guest.labels}
                     - {"workload", "domain", "group", "guest"})
-    keys += [(f"label {key}", lambda host, guest, key=key: host.guests[guest].labels.get(key, ""))
-             for key in labels]
+    keys += [(f"label {key}", partial(_label, key)) for key in labels]
     found: list[Matrix] = []
     seen: set[tuple[int, ...]] = set()
     for key, value_of in keys:
@@ -79,6 +79,10 @@ def sharing_matrices(scenario: Scenario, hosts: Sequence[FleetHost]) -> tuple[Ma
         seen.add(division)
         found.append(_matrix(key, hosts, value_of))
     return tuple(found)
+
+
+def _label(key: str, host: FleetHost, guest: int) -> str:
+    return host.guests[guest].labels.get(key, "")
 
 
 def _matrix(key: str, hosts: Sequence[FleetHost],

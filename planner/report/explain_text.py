@@ -11,7 +11,7 @@ from planner.report.columns import BOLD, GREEN, sgr
 from planner.report.facts import MemoryUnit, memory_unit
 from planner.units import format_share
 
-__all__ = ["render_waterfall"]
+__all__ = ["render_waterfall", "waterfall_sentence"]
 
 
 def render_waterfall(document: Mapping[str, Any], *, width: int, colour: bool) -> str:
@@ -27,7 +27,7 @@ def render_waterfall(document: Mapping[str, Any], *, width: int, colour: bool) -
     lines += ["", "Beside the sum:"]
     lines += [_line(step, unit, in_use, colour) for step in document["memos"]]
     lines.append("")
-    lines += textwrap.wrap(_closing(document, sizes, unit), width)
+    lines += textwrap.wrap(waterfall_sentence(document), width)
     return "\n".join(lines) + "\n"
 
 
@@ -57,7 +57,11 @@ _ADVICE = {
 }
 
 
-def _closing(document: Mapping[str, Any], sizes: Mapping[str, int], unit: MemoryUnit) -> str:
+def waterfall_sentence(document: Mapping[str, Any]) -> str:
+    """What the policy saves, the largest loss that another policy could change, and how."""
+    steps = document["steps"]
+    sizes = {step["key"]: step["n_bytes"] for step in steps}
+    unit = memory_unit(max(abs(step["n_bytes"]) for step in steps[1:]))
     saves = f"{clean(document['policy'])} saves {unit.text(sizes['saved'])}"
     losses = [step for step in document["steps"] if step["n_bytes"] < 0
               and step["key"] in _ADVICE]
