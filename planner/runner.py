@@ -124,6 +124,13 @@ def load_scenario(path: Path | str, overrides: Sequence[str] = (), *,
     `overrides` are `key=value` texts that replace values of the file. What of its inventory is
     not used is added to `notes`. Raises ScenarioError with all problems, or DataError for a
     trace or an inventory that cannot be used.
+
+    >>> import planner
+    >>> scenario = planner.load_scenario("small.yaml", ["seed=7"])
+    >>> scenario.seed, [policy.name for policy in scenario.policies]
+    (7, ['off', 'ksmd', 'domain'])
+    >>> scenario.workloads[0].guests[2].domain
+    'blue'
     """
     return scenarios.load_scenario(Path(path), (store or TraceStore()).facts, overrides,
                                    fleet_facts, notes)
@@ -149,6 +156,14 @@ def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
     `progress(policy, share)` is called as simulated time passes, with the share of all work that
     is done. Raises ScenarioError or DataError, and InterruptedRunError on Ctrl-C, whose `partial`
     is the Result over the policies that were finished.
+
+    >>> import planner
+    >>> result = planner.run("small.yaml")
+    >>> for row in result.summary.select(["policy", "pages_sharing"]).to_pylist():
+    ...     print(row["policy"], row["pages_sharing"])
+    off 0
+    ksmd 3
+    domain 2
     """
     store = store or TraceStore()
     if not isinstance(scenario, Scenario):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli.output import say, tell
+
 if TYPE_CHECKING:
     from planner.metrics import Result
 
@@ -47,14 +49,14 @@ def run(
     notes: list[str] = []
     resolved = load_scenario(scenario, settings or (), store=store, notes=notes)
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     folder = output if output is not None else Path(resolved.output.folder)
     digest = run_digest(resolved)
     path = result_path(folder, resolved.name, digest)
     known = None if again else _earlier(path, digest)
     if known is not None:
         result = known
-        typer.echo(f"{path}: this scenario was run before; --again simulates it anew", err=True)
+        tell(f"{path}: this scenario was run before; --again simulates it anew")
     else:
         def kept(finished: Result, at: Path) -> Path:
             return save(finished, at, texts={"scenario.yaml": scenario.read_text("utf-8"),
@@ -76,7 +78,7 @@ def run(
         return 0
     width = shutil.get_terminal_size((100, 24)).columns
     typer.echo(render_text(result, width=max(60, width), colour=sys.stdout.isatty()))
-    typer.echo(f"Report: {path / 'report.html'}")
+    say(f"Report: {path / 'report.html'}")
     return 0
 
 
@@ -94,6 +96,5 @@ def _earlier(path: Path, digest: str) -> Result | None:
         problem = "it is not whole"
     except DataError as error:
         problem = str(error)
-    typer.echo(f"{path}: the earlier result cannot be used ({problem}); simulating again",
-               err=True)
+    tell(f"{path}: the earlier result cannot be used ({problem}); simulating again")
     return None
