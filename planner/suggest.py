@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from planner.errors import UsageError
+from planner.escape import quoted
 from planner.fleet import FleetHost
 from planner.scenario.spec import Scenario
 from planner.search.partitions import Constraints, Partitioning, frontier
 from planner.search.sharing import Sharing, fleet_sharing, saved_frames
 
-__all__ = ["JSON_FORMAT_VERSION", "Suggestion", "Wishes", "suggest"]
+__all__ = ["Suggestion", "Wishes", "suggest"]
 
-JSON_FORMAT_VERSION = 1
 _PAGE_BYTES = 4096
 _MOMENTS = 5
 
@@ -62,9 +62,9 @@ class Suggestion:
                 for group in self.partitionings[index].groups]
 
     def to_json(self) -> dict[str, Any]:
-        """A document of plain values, of format `JSON_FORMAT_VERSION`."""
+        """A document of plain values."""
         return {
-            "format_version": JSON_FORMAT_VERSION, "by": self.by, "members": list(self.members),
+            "by": self.by, "members": list(self.members),
             "n_moments": self.n_moments, "alone": list(self.alone),
             "one_merge_space": {"saved_bytes": self.one_space_bytes,
                                 "exposed_domain_pairs": self.one_space_pairs},
@@ -94,10 +94,7 @@ class Suggestion:
 
 
 def _yaml_list(names: Sequence[str]) -> str:
-    # JSON strings are YAML strings, whatever they hold.
-    import json
-
-    return "[" + ", ".join(json.dumps(name) for name in names) + "]"
+    return "[" + ", ".join(map(quoted, names)) + "]"
 
 
 def suggest(scenario: Scenario, hosts: Sequence[FleetHost], wishes: Wishes) -> Suggestion:

@@ -32,7 +32,7 @@ LAYERS: dict[str, set[str]] = {
     "metrics": {"tables", "units", "errors"},
     "policies": {"fleet", "scenario", "units", "errors"},
     "fleet": {"scenario", "trace", "errors", "units"},
-    "suggest": {"search", "fleet", "scenario", "errors"},
+    "suggest": {"search", "fleet", "scenario", "errors", "escape"},
     "search": {"fleet", "policies", "kernels", "errors"},
     "doctor": {"capture", "diagnosis", "errors", "units"},
     "capture": {"kernels", "diagnosis", "sitekey", "trace", "tables", "units", "errors", "counters",

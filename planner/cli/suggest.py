@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from planner.cli.output import document, say, tell, write_text
 
 
 def suggest(
@@ -43,7 +44,6 @@ def suggest(
 
     Example: planner suggest scenarios/quickstart.yaml --most-exposed 1
     """
-    from planner.cli import printable
     from planner.errors import UsageError
     from planner.report.suggest_text import render_suggestion
     from planner.runner import TraceStore, build_hosts, load_scenario
@@ -64,21 +64,12 @@ def suggest(
                                       for names in apart or ()),
         most_exposed, most_bytes, with_sensitive))
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=1))
+        document("suggestion", **found.to_json())
     else:
         width = shutil.get_terminal_size((100, 24)).columns
         for line in render_suggestion(found.to_json(), max(80, width)).splitlines():
-            typer.echo(printable(line))
+            say(line)
     if policy is not None:
-        text = found.policy_yaml(len(found.partitionings) - 1)
-        aside = policy.with_name(policy.name + ".partial")
-        try:
-            aside.write_text(text, "utf-8")
-            aside.rename(policy)
-        except OSError as error:
-            raise UsageError(error.strerror or str(error), where=str(policy),
-                             instead="choose another file") from error
-        finally:
-            aside.unlink(missing_ok=True)
-        typer.echo(f"{policy}: lines for a scenario", err=True)
+        write_text(policy, found.policy_yaml(len(found.partitionings) - 1))
+        tell(f"{policy}: lines for a scenario")
     return 0

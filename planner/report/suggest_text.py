@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from planner.escape import clean
 from planner.report.columns import Column, render_table
-from planner.report.facts import clean
 from planner.units import format_share, format_size
 
 __all__ = ["render_suggestion"]
