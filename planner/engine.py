@@ -18,15 +18,10 @@ import simpy
 
 from planner.fleet import FleetHost
 from planner.ksm.cost import CostModel
+from planner.ksm.knobs import Knobs
+from planner.ksm.records import BYTES_PER_PAGE, Counters, EventTable, FullScan, SiteTable
 from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, SelectiveKsm
-from planner.ksm.space import (
-    BYTES_PER_PAGE,
-    Counters,
-    EventTable,
-    FullScan,
-    MergeSpaces,
-    SiteTable,
-)
+from planner.ksm.space import MergeSpaces, Trees
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, Recorder
 from planner.policies.partition import PartitionMap, partition_classes
 from planner.policies.timing import merge_times
@@ -70,7 +65,10 @@ class _HostRun:
         self._map = partition_classes(host, policy)
         self._names = _kernel_names(self._map.names)
         self._partition_of_site = self._map.of_class[host.site_class]
-        self._spaces = _merge_spaces(host, self._map, self._partition_of_site, sensitive, cost)
+        # Calls are a proposal: how its trees would be searched, nobody has decided.
+        trees: Trees = "auto" if isinstance(policy.merge, Ksmd) else "tables"
+        self._spaces = _merge_spaces(host, self._map, self._partition_of_site, sensitive, cost,
+                                     trees)
         self._env = simpy.Environment(initial_time=0)
         self._sampled_at_ns = -1
 
@@ -87,22 +85,21 @@ class _HostRun:
         merge = self._policy.merge
         if isinstance(merge, Ksmd) and not self._policy.partition_by:
             # Mainline: one ksmd and one merge space a host.
-            self._spaces.start_scanner(0, pages_to_scan=merge.pages_to_scan,
-                                       sleep_millisecs=merge.sleep_millisecs,
-                                       max_page_sharing=merge.max_page_sharing)
+            self._spaces.start_scanner(0, self._knobs(merge))
         elif isinstance(merge, Ksmd):
             # Opened without KSM_SYNC, each partition is served by a scanner of its own.
-            selective = self._selective(merge)
+            selective = self._selective(self._knobs(merge))
             for name in self._names:
                 selective.ksm_open(name, KSM_CREAT | KSM_EXCL | _O_RDWR)
         elif isinstance(merge, Sync):
             self._env.process(self._merge_at(merge_times(merge, horizon_ns)))
 
-    def _selective(self, knobs: Ksmd) -> SelectiveKsm:
+    def _knobs(self, merge: Ksmd) -> Knobs:
+        return Knobs.of_kernel(self._host.spec.kernel, **merge.given())
+
+    def _selective(self, knobs: Knobs) -> SelectiveKsm:
         pids = {mm.pid: index for index, mm in enumerate(self._host.mms)}
-        return SelectiveKsm(self._spaces, self._names, pids, pages_to_scan=knobs.pages_to_scan,
-                            sleep_millisecs=knobs.sleep_millisecs,
-                            max_page_sharing=knobs.max_page_sharing,
+        return SelectiveKsm(self._spaces, self._names, pids, knobs=knobs,
                             max_open=len(self._names) + 1)
 
     def _advance(self) -> None:
@@ -135,7 +132,7 @@ class _HostRun:
 
         A call takes its CPU time; a trigger that comes while calls still run waits for them.
         """
-        selective = self._selective(Ksmd())
+        selective = self._selective(self._knobs(Ksmd()))
         fds = [selective.ksm_open(name, KSM_SYNC | KSM_CREAT | KSM_EXCL | _O_RDWR)
                for name in self._names]
         calls = _merge_calls(self._host, self._partition_of_site)
@@ -193,6 +190,12 @@ def _sample_columns(counters: Counters) -> dict[str, int]:
         "pages_unshared": counters.pages_unshared,
         "pages_volatile": counters.pages_volatile,
         "general_profit_bytes": counters.general_profit_bytes,
+        "pages_scanned": counters.pages_scanned,
+        "pages_skipped": counters.pages_skipped,
+        "ksm_zero_pages": counters.ksm_zero_pages,
+        "stable_node_chains": counters.stable_node_chains,
+        "stable_node_dups": counters.stable_node_dups,
+        "pages_to_scan": counters.pages_to_scan,
         "full_scans": counters.full_scans,
         "merge_cpu_ns": counters.merge_cpu_ns,
         "cow_breaks": counters.cow_breaks,
@@ -204,7 +207,7 @@ def _sample_columns(counters: Counters) -> dict[str, int]:
 
 def _merge_spaces(host: FleetHost, partitions: PartitionMap,
                   partition_of_site: npt.NDArray[np.int32], sensitive: tuple[str, ...],
-                  cost: CostModel) -> MergeSpaces:
+                  cost: CostModel, trees: Trees) -> MergeSpaces:
     """The host's sites and events as the KSM model wants them, contents numbered in partitions."""
     content, zero = _contents_in_partitions(host, partition_of_site)
     domain_ids = {domain: index for index, domain in enumerate(host.domains)}
@@ -214,11 +217,11 @@ def _merge_spaces(host: FleetHost, partitions: PartitionMap,
     return MergeSpaces(
         SiteTable(host.site_mm, host.site_vpn, domain_of_mm[host.site_mm], partition_of_site,
                   np.where(partition_of_site >= 0, host.site_eligible, 0).astype(np.uint8),
-                  content[:n_sites], host.site_frame),
+                  content[:n_sites], host.site_frame, host.site_huge),
         EventTable(host.event_time_ns, host.event_site, content[n_sites:], host.event_frame),
         n_partitions=len(partitions.names), content_is_zero=zero,
         domain_is_sensitive=np.array([domain in sensitive for domain in host.domains], np.uint8),
-        hz=host.spec.hz, cost=cost)
+        kernel=host.spec.kernel, hz=host.spec.hz, cost=cost, trees=trees)
 
 
 def _contents_in_partitions(host: FleetHost, partition_of_site: npt.NDArray[np.int32],

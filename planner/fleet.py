@@ -69,7 +69,8 @@ class FleetHost:
     """One host before any policy, as arrays over its sites and events.
 
     Sites: `site_mm` i32, `site_vpn` i64, `site_class` i32 (index into `classes`),
-    `site_eligible` u8, `site_content` i32 (dense content id, -1 absent), `site_frame` i32.
+    `site_eligible` u8, `site_content` i32 (dense content id, -1 absent), `site_frame` i32,
+    `site_huge` u8 (part of a huge page when first seen).
     Contents: `content_is_zero` u8. Events, by ascending time: `event_time_ns` i64, `event_site`
     i32, `event_content` i32 (-1: the page is gone), `event_frame` i32 (the site's frame from
     then on). Equal frame ids are one frame: what fork already shares.
@@ -90,6 +91,7 @@ class FleetHost:
     site_eligible: npt.NDArray[np.uint8]
     site_content: npt.NDArray[np.int32]
     site_frame: npt.NDArray[np.int32]
+    site_huge: npt.NDArray[np.uint8]
     content_is_zero: npt.NDArray[np.uint8]
     event_time_ns: npt.NDArray[np.int64]
     event_site: npt.NDArray[np.int32]
@@ -194,7 +196,8 @@ class _HostArrays:
             domains=tuple(sorted({guest.domain for guest in self.guests})),
             site_mm=sites["mm"], site_vpn=sites["vpn"], site_class=sites["class"],
             site_eligible=sites["eligible"], site_content=content[:n_sites],
-            site_frame=sites["frame"], content_is_zero=zero.astype(np.uint8),
+            site_frame=sites["frame"], site_huge=sites["huge"],
+            content_is_zero=zero.astype(np.uint8),
             event_time_ns=events["time_ns"], event_site=events["site"],
             event_content=content[n_sites:], event_frame=events["frame"],
             n_frames=self.n_frames, n_premerged_frames=self.n_premerged_frames)
@@ -260,6 +263,7 @@ class _Replay:
         self._present = np.zeros(n_sites, bool)
         self._frame = np.full(n_sites, -1, np.int64)
         self._frame_id = np.full(n_sites, -1, np.int32)
+        self._is_merged = np.zeros(n_sites, bool)
 
     def _add_mm(self, mm_id: int, first: int, end: int, guest: int, workload: WorkloadSpec, *,
                 base: int) -> int:
@@ -268,10 +272,14 @@ class _Replay:
         vpn = np.unique(np.concatenate([rows.vpn[_followed(rows)] for rows in stored]))
         class_of = np.full(len(vpn), -1, np.int32)
         eligible = np.zeros(len(vpn), np.uint8)
+        huge = np.zeros(len(vpn), np.uint8)
         for offset, rows in enumerate(stored):
             index = _RegionIndex(trace.mm_regions(first + offset, mm_id))
-            at = np.searchsorted(vpn, rows.vpn[_followed(rows)])
-            at = at[class_of[at] < 0]  # a page keeps the region it was first seen in
+            followed = _followed(rows)
+            at = np.searchsorted(vpn, rows.vpn[followed])
+            is_new = class_of[at] < 0  # a page keeps the region it was first seen in
+            huge[at[is_new]] = (rows.flags[followed][is_new] & np.uint32(PageFlag.THP)) != 0
+            at = at[is_new]
             region = index.of(vpn[at])
             class_of[at] = np.array([host.class_id(guest, r.labels) for r in index.regions]
                                     + [host.class_id(guest, {})], np.int32)[region]
@@ -283,7 +291,8 @@ class _Replay:
         host.mms.append(FleetMm(guest, 1000 + len(host.mms), *bounds))
         self._mms.append(_MmSites(name, first, end, stored, base, vpn))
         for column, values in (("mm", np.full(len(vpn), len(host.mms) - 1, np.int32)),
-                               ("vpn", vpn), ("class", class_of), ("eligible", eligible)):
+                               ("vpn", vpn), ("class", class_of), ("eligible", eligible),
+                               ("huge", huge)):
             host.sites.setdefault(column, []).append(values)
         return len(vpn)
 
@@ -322,27 +331,32 @@ class _Replay:
     def _apply(self, snapshot_id: int) -> npt.NDArray[np.int64]:
         """Bring the state to a snapshot; returns the sites that were written, ascending.
 
-        Those are the sites whose content changed, and those that left a shared frame with the same
-        content: a page that fork shares is copied by any write, and reference counts for example
-        go up and come down again.
+        Those are the sites whose content changed, and those that left a shared or merged frame with
+        the same content: such a page is copied by any write, and reference counts for example go
+        up and come down again.
         """
         touched: list[npt.NDArray[np.int64]] = []
         hashes: list[npt.NDArray[np.uint64]] = []
         present: list[npt.NDArray[np.bool_]] = []
         frame_ids: list[npt.NDArray[np.int32]] = []
+        merged: list[npt.NDArray[np.bool_]] = []
         for mm in self._mms:
             if snapshot_id == mm.end_snapshot:
                 at = np.arange(len(mm.vpn))
                 hashes.append(np.zeros(len(at), np.uint64))
                 present.append(np.zeros(len(at), bool))
                 frame_ids.append(np.full(len(at), -1, np.int32))
+                merged.append(np.zeros(len(at), bool))
             elif mm.first_snapshot <= snapshot_id < mm.end_snapshot and len(mm.vpn):
                 rows = mm.stored[snapshot_id - mm.first_snapshot]
                 at = np.minimum(np.searchsorted(mm.vpn, rows.vpn), len(mm.vpn) - 1)
                 rows, at = rows.take(mm.vpn[at] == rows.vpn), at[mm.vpn[at] == rows.vpn]
-                hashes.append(rows.hash)
-                present.append(_followed(rows))
-                frame_ids.append(_unmerged_frame_ids(rows))
+                held = self._held_by_ksm(rows, at + mm.base)
+                hashes.append(np.where(held, self._hash[at + mm.base], rows.hash))
+                present.append(held | _followed(rows))
+                frame_ids.append(np.where(held, self._frame_id[at + mm.base],
+                                          _unmerged_frame_ids(rows)))
+                merged.append((rows.flags & np.uint32(PageFlag.KSM)) != 0)
             else:
                 continue
             touched.append(at + mm.base)
@@ -359,8 +373,30 @@ class _Replay:
         self._assign_frames(moved)
         stayed = ~changed & new_present
         parted = self._part_frames(site[stayed], old_id[stayed])
-        written: npt.NDArray[np.int64] = np.union1d(moved, parted)
+        is_merged = np.concatenate(merged)
+        copied = np.setdiff1d(site[stayed & self._is_merged[site] & ~is_merged], parted)
+        self._frame[copied] = self._new_frames(len(copied))
+        self._is_merged[site] = is_merged
+        written: npt.NDArray[np.int64] = np.union1d(np.union1d(moved, parted), copied)
         return written
+
+    def _held_by_ksm(self, rows: PageColumns, site: npt.NDArray[np.int64]
+                     ) -> npt.NDArray[np.bool_]:
+        """Whether only KSM changed these pages since the last snapshot.
+
+        It merges a page without writing to it; and a page that was all zero, and maps the shared
+        zero page now, was made to by a merge or by the split of its huge page. Without merging
+        either would have its frame still.
+        """
+        flags, zero_hash = rows.flags, np.uint64(self._trace.hash_info.zero_hash)
+        was_zero = self._hash[site] == zero_hash
+        is_merged = ((flags & np.uint32(PageFlag.KSM)) != 0) & rows.has_hash \
+            & (rows.hash == self._hash[site])
+        is_zero_page = (flags & np.uint32(PageFlag.ZERO_PAGE | PageFlag.GONE)) \
+            == np.uint32(PageFlag.ZERO_PAGE)
+        held: npt.NDArray[np.bool_] = self._present[site] & (
+            is_merged | (was_zero & is_zero_page))
+        return held
 
     def _assign_frames(self, changed: npt.NDArray[np.int64]) -> None:
         """Give changed sites their frames: shared where the snapshot says so, else new ones.

@@ -20,7 +20,7 @@ from planner.tables import TableKind
 
 __all__ = ["EVENTS", "HOSTS", "PARTITIONS", "SUMMARY", "Recorder", "Result", "summarise"]
 
-RESULT_VERSION = (1, 0)
+RESULT_VERSION = (2, 0)
 
 _I64 = pa.int64()
 _TEXT = pa.string()
@@ -28,6 +28,7 @@ _COUNTERS = (
     ("pages_shared", _I64), ("pages_sharing", _I64), ("pages_unshared", _I64),
     ("pages_volatile", _I64),
 )
+_PROGRESS = (("pages_scanned", _I64), ("pages_skipped", _I64), ("ksm_zero_pages", _I64))
 _EXPOSURE = (("cross_domain_pages", _I64), ("cross_domain_sensitive_pages", _I64))
 
 
@@ -42,16 +43,19 @@ SUMMARY = _kind("summary", [
     ("policy", _TEXT), ("merge", _TEXT), ("partition_by", _TEXT), ("n_partitions", _I64),
     ("guest_memory_bytes", _I64), ("eligible_bytes", _I64), ("saved_bytes", _I64),
     ("saved_zero_bytes", _I64), ("saved_share", pa.float64()), ("metadata_bytes", _I64),
-    *_COUNTERS, ("general_profit_bytes", _I64), ("full_scans", _I64), ("merge_cpu_ns", _I64),
-    ("merge_cpu_share", pa.float64()), ("time_to_90_ns", _I64), ("cow_breaks", _I64),
-    *_EXPOSURE, ("unmerge_bytes", _I64), ("saved_peak_bytes", _I64), ("saved_mean_bytes", _I64),
+    *_COUNTERS, *_PROGRESS, ("general_profit_bytes", _I64), ("full_scans", _I64),
+    ("merge_cpu_ns", _I64), ("merge_cpu_share", pa.float64()), ("time_to_90_ns", _I64),
+    ("cow_breaks", _I64), *_EXPOSURE, ("unmerge_bytes", _I64), ("saved_peak_bytes", _I64),
+    ("saved_mean_bytes", _I64),
 ], nullable=("time_to_90_ns",))
 
 HOSTS = _kind("hosts", [
     ("policy", _TEXT), ("host", _TEXT), ("time_ns", _I64), ("guest_memory_bytes", _I64),
     ("eligible_bytes", _I64), ("saved_bytes", _I64), ("saved_zero_bytes", _I64),
-    ("metadata_bytes", _I64), *_COUNTERS, ("general_profit_bytes", _I64), ("full_scans", _I64),
-    ("merge_cpu_ns", _I64), ("cow_breaks", _I64), *_EXPOSURE, ("unmerge_bytes", _I64),
+    ("metadata_bytes", _I64), *_COUNTERS, *_PROGRESS, ("stable_node_chains", _I64),
+    ("stable_node_dups", _I64), ("pages_to_scan", _I64), ("general_profit_bytes", _I64),
+    ("full_scans", _I64), ("merge_cpu_ns", _I64), ("cow_breaks", _I64), *_EXPOSURE,
+    ("unmerge_bytes", _I64),
 ])
 
 PARTITIONS = _kind("partitions", [
@@ -117,7 +121,7 @@ def summarise(policy: Mapping[str, str], samples: pa.Table, partitions: pa.Table
     return {
         **policy,
         "n_partitions": partitions.num_rows,
-        **last,
+        **{name: value for name, value in last.items() if name in SUMMARY.schema.names},
         "saved_share": last["saved_bytes"] / memory_bytes if memory_bytes else 0.0,
         "merge_cpu_share": last["merge_cpu_ns"] / horizon_ns if horizon_ns else 0.0,
         "time_to_90_ns": next(reached) if saved[-1] > 0 else None,

@@ -49,11 +49,12 @@ ASSUMPTIONS = (
     "Guests are exactly those captured, over the time of the capture; nothing is extrapolated.",
     "A page that differs between two snapshots is written once, at a random time between them; "
     "writes that left no trace in a snapshot are not seen, so COW breaks are a lower bound.",
-    "ksmd needs two visits with equal content before it merges a page and rebuilds its unstable "
-    "tree every full scan; smart_scan, use_zero_pages, NUMA trees and the advisor are off.",
-    "Huge pages merge as if they were already split; on kernels from 6.13 the split itself "
-    "frees zero-filled sub-pages, which this model counts as merged zero pages.",
-    "KSM's bookkeeping is immediate; the kernel's counters lag until ksmd passes a page again.",
+    "ksmd is the kernel's, visit for visit, of the version that the host runs, but for NUMA trees "
+    "(docs/ksm-model.md); writes during a batch come after it.",
+    "Huge pages are split by the first attempt to merge a part of them; on kernels from 6.12 on "
+    "the split itself frees zero-filled parts, which saved_zero counts. No new ones are made.",
+    "Counters such as pages_sharing describe pages as of their last visit, as the kernel's do; "
+    "what is saved is exact at every time.",
     "Synchronous merging follows the proposal of January 2025 for Selective KSM: one call merges, "
     "without a checksum gate, and the caller pays its CPU time.",
     "saved is frames freed of non-zero content minus all metadata (64 bytes a rmap item, 64 a "

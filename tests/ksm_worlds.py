@@ -6,7 +6,7 @@ Run as a program it compares the given seeds: `python tests/ksm_worlds.py 0 20`.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from planner.ksm import CostModel, EventTable, MergeSpaces, SiteTable
+from planner.ksm import CostModel, EventTable, KernelVersion, Knobs, MergeSpaces, SiteTable
 from tests.oracles.ksm import SlowSpaces
 
 
@@ -24,7 +24,25 @@ class World:
     sites: SiteTable
     events: EventTable
     options: dict[str, Any]
-    limits: list[int]
+    knobs: list[Knobs]
+
+
+def random_knobs(rng: np.random.Generator, kernel: KernelVersion, limit: int) -> Knobs:
+    """Settings of a scanner that may run on `kernel`."""
+    changes: dict[str, Any] = {
+        "pages_to_scan": int(rng.choice([0, 1, 2, 3, 5, 17, 1000], p=[0.04] + [0.16] * 6)),
+        "sleep_millisecs": int(rng.choice([0, 3, 20, 70, 300, 600])),
+        "max_page_sharing": limit,
+        "use_zero_pages": bool(rng.random() < 0.3),
+        "stable_node_chains_prune_millisecs": int(rng.choice([0, 50, 2000])),
+    }
+    if kernel != "6.1":
+        changes["smart_scan"] = bool(rng.random() < 0.6)
+        changes["advisor_mode"] = str(rng.choice(["none", "scan-time"], p=[0.8, 0.2]))
+        changes["advisor_target_scan_time"] = int(rng.choice([1, 2, 200]))
+        changes["advisor_min_pages_to_scan"] = int(rng.choice([1, 5, 500]))
+        changes["advisor_max_pages_to_scan"] = int(rng.choice([3, 30, 30000]))
+    return Knobs.of_kernel(kernel, **changes)
 
 
 def dense_contents(pairs: list[tuple[int, int]]) -> tuple[list[int], dict[int, tuple[int, int]]]:
@@ -60,17 +78,9 @@ def site_table(
 
 
 def random_cost(rng: np.random.Generator) -> CostModel:
-    draw = [int(v) for v in rng.integers(0, 3_000_000, 13)]
-    return CostModel(
-        "test",
-        *draw[:9],
-        batch_ns=1 + draw[9],
-        call_ns=draw[10],
-        unmerge_ns=draw[11],
-        cow_break_ns=draw[12],
-        cold_percent=int(rng.integers(0, 90)),
-        cold_pages=int(rng.integers(1, 12)),
-    )
+    figures = {one.name: int(rng.integers(1, 3_000_000)) for one in fields(CostModel)}
+    figures |= {"cold_percent": int(rng.integers(0, 90)), "cold_pages": int(rng.integers(1, 12))}
+    return CostModel(**{**figures, "name": "test"})  # type: ignore[arg-type]
 
 
 def random_world(seed: int) -> World:
@@ -83,6 +93,8 @@ def random_world(seed: int) -> World:
     domain: list[int] = []
     partition: list[int] = []
     eligible: list[int] = []
+    huge: list[int] = []
+    huge_share = float(rng.choice([0.0, 0.0, 0.5, 1.0]))
     raw: list[int] = []
     frame: list[int] = []
     next_frame = 0
@@ -91,13 +103,14 @@ def random_world(seed: int) -> World:
         own_domain = int(rng.integers(0, 4))
         own_partition = int(rng.integers(0, n_partitions))
         parent = int(rng.choice(mm)) if mm and rng.random() < 0.6 else None
-        for v in np.sort(rng.choice(40, int(rng.integers(1, 16)), replace=False)):
+        for v in np.sort(rng.choice(np.r_[:20, 512:532], int(rng.integers(1, 16)), replace=False)):
             mm.append(int(m))
             vpn.append(int(v))
             domain.append(own_domain)
             is_stray = rng.random() < 0.1
             partition.append(int(rng.integers(-1, n_partitions)) if is_stray else own_partition)
             eligible.append(int(rng.random() < 0.9))
+            huge.append(int(rng.random() < huge_share))
             twin = [i for i in range(len(raw)) if mm[i] == parent and raw[i] >= 0]
             if twin and rng.random() < fork_share:
                 i = int(rng.choice(twin))
@@ -155,6 +168,7 @@ def random_world(seed: int) -> World:
         is_eligible=np.array(eligible, np.uint8),
         content=np.array(ids[:n], np.int32),
         frame=np.array(first_frame, np.int32),
+        is_huge=np.array(huge, np.uint8),
     )
     events = EventTable(
         time_ns=np.array(times, np.int64),
@@ -166,10 +180,13 @@ def random_world(seed: int) -> World:
         "n_partitions": n_partitions,
         "content_is_zero": [pairs[i][1] == 0 for i in range(len(pairs))],
         "domain_is_sensitive": [False, True, False, False],
+        "kernel": str(rng.choice(["6.1", "6.12", "6.18"])),
         "hz": int(rng.choice([100, 250, 300, 1000])),
         "cost": random_cost(rng),
     }
-    return World(sites, events, options, [int(v) for v in rng.integers(2, 5, n_partitions)])
+    knobs = [random_knobs(rng, options["kernel"], int(limit))
+             for limit in rng.integers(2, 5, n_partitions)]
+    return World(sites, events, options, knobs)
 
 
 def compare(seed: int) -> dict[str, int]:
@@ -178,28 +195,25 @@ def compare(seed: int) -> dict[str, int]:
     rng = np.random.default_rng([seed, 1])
     fast = MergeSpaces(world.sites, world.events, **world.options)
     slow = SlowSpaces(world.sites, world.events, **world.options)
-    limits = world.limits
+    limits = [knobs.max_page_sharing for knobs in world.knobs]
     for p, limit in enumerate(limits):
         fast.set_max_page_sharing(p, limit)
         slow.set_max_page_sharing(p, limit)
     seen = {"cow": 0, "merged": 0, "scans": 0, "cross": 0, "chains": 0, "zero": 0}
-    seen |= {"twin": 0, "refused": 0, "unmerged": 0}
+    seen |= {"twin": 0, "refused": 0, "unmerged": 0, "failed": 0}
+    seen |= dict.fromkeys(("pages_skipped", "ksm_zero_pages", "stable_node_dups"), 0)
     mms = sorted({int(m) for m in world.sites.mm})
     kinds = rng.dirichlet(np.ones(6))
     for step in range(30):
         p = int(rng.integers(0, len(limits)))
         kind = int(rng.choice(6, p=kinds)) if step else 0
         mm = int(rng.choice(mms))
-        a, b = sorted(int(v) for v in rng.integers(0, 42, 2))
+        a, b = sorted(int(v) for v in rng.choice(np.r_[:21, 512:533], 2))
         results: list[object] = []
         if kind == 0:
-            knobs = {
-                "pages_to_scan": int(rng.choice([0, 1, 2, 3, 5, 17, 1000], p=[0.04] + [0.16] * 6)),
-                "sleep_millisecs": int(rng.choice([0, 3, 20, 70, 300, 600])),
-                "max_page_sharing": limits[p],
-            }
+            knobs = random_knobs(rng, world.options["kernel"], limits[p])
             for spaces in (fast, slow):
-                spaces.start_scanner(p, **knobs)
+                spaces.start_scanner(p, knobs)
         elif kind == 1:
             results = [spaces.merge_range(p, mm, a, b) for spaces in (fast, slow)]
         elif kind == 2:
@@ -228,9 +242,11 @@ def compare(seed: int) -> dict[str, int]:
         seen["cow"] = now.cow_breaks
         seen["merged"] += now.pages_sharing
         seen["cross"] += now.cross_domain_pages
-        seen["chains"] += now.stable_chains
+        seen["chains"] += now.stable_node_chains
+        for what in ("pages_skipped", "ksm_zero_pages", "stable_node_dups"):
+            seen[what] += getattr(now, what)
         seen["zero"] += now.saved_zero_frames
-        for what in ("twin", "refused", "unmerged"):
+        for what in ("twin", "refused", "unmerged", "failed"):
             seen[what] += getattr(results[0], f"{what}_pages", 0) if results else 0
     return seen
 

@@ -9,6 +9,7 @@ from planner.scenario.spec import (
     DomainsSpec,
     GuestSpec,
     HostSpec,
+    Kernel,
     Never,
     OutputSpec,
     PolicySpec,
@@ -23,7 +24,8 @@ NEVER = PolicySpec("off", (), (), Never())
 
 def scenario_for(trace: Path, policies: Sequence[PolicySpec] = (NEVER,), *,
                  horizon_ns: int | None = None, mergeable: str = "captured", seed: int = 1,
-                 sensitive: tuple[str, ...] = (), sample_every_ns: int = SECOND) -> Scenario:
+                 sensitive: tuple[str, ...] = (), sample_every_ns: int = SECOND,
+                 kernel: Kernel = "6.18") -> Scenario:
     """All guests of a trace on one host; a guest's domain is its tenant label, else its name."""
     opened = open_trace(trace)
     guests = []
@@ -34,7 +36,7 @@ def scenario_for(trace: Path, policies: Sequence[PolicySpec] = (NEVER,), *,
                                 tuple(sorted({**guest.labels, **own}.items()))))
     return Scenario(
         1, "test", seed, opened.span_ns if horizon_ns is None else horizon_ns,
-        (HostSpec("host", 1 << 34, 1 << 30, 2, 250, "builtin:unmeasured"),),
+        (HostSpec("host", 1 << 34, 1 << 30, 2, 250, "builtin:unmeasured", kernel),),
         (WorkloadSpec("all", str(trace), opened.digest, "host", (), tuple(guests),
                       mergeable),),  # type: ignore[arg-type]
         DomainsSpec((), sensitive), tuple(policies), OutputSpec("results", sample_every_ns))

@@ -509,6 +509,14 @@ def test_the_cpu_limit_is_kept(
         assert (clock.used - 0.004) / (clock.now - 0.004) == pytest.approx(limit, rel=0.02)
 
 
+def test_the_caller_is_told_of_each_finished_snapshot(fake: FakeProc, tmp_path: Path) -> None:
+    one_page_process(fake, 10, 20, 1)
+    told: list[int] = []
+    capture(request(tmp_path, 10, snapshots=3, every_ns=1), root=fake.root,
+            after_snapshot=told.append)
+    assert told == [1, 2, 3]
+
+
 def test_guest_memory_of_a_machine_is_marked(fake: FakeProc, tmp_path: Path) -> None:
     entry = fake.frame(10, "anon")
     n_pages = (1 << 20) // 4096

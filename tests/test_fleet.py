@@ -103,6 +103,31 @@ def test_pages_that_leave_a_shared_frame_unchanged_were_written(tmp_path: Path) 
     assert len({*host.event_frame.tolist(), *host.site_frame.tolist()}) == 5 + 1 + 3
 
 
+def test_what_only_ksm_changed_was_not_written(tmp_path: Path) -> None:
+    # Page 0 is merged, page 1 (all zero) maps the zero page after its huge page was split, page 2
+    # was dropped and read again, page 3 was merged and written. All were shared by fork.
+    zero = ANON | PageFlag.ZERO
+    before = pages_of([5, 0, 6, 7], frames=[0, 1, 2, 3], flags=[ANON, zero, ANON, ANON])
+    after = pages_of([5, 0, 0, 8], frames=[9, -1, -1, -1], flags=[
+        ANON | PageFlag.KSM, zero | PageFlag.ZERO_PAGE, zero | PageFlag.ZERO_PAGE, ANON])
+    host = host_of(build_trace(tmp_path / "t", [GuestPlan("a", {}, [
+        MmPlan([before, after]), MmPlan([before, before])])]))
+    assert sorted(host.event_site.tolist()) == [2, 3]
+    by_site = dict(zip(host.event_site.tolist(), host.event_content.tolist(), strict=True))
+    assert by_site[2] == -1
+    assert by_site[3] not in contents(host)
+
+
+def test_a_page_found_unmerged_with_its_content_was_written(tmp_path: Path) -> None:
+    merged, alone = ANON | PageFlag.KSM, ANON
+    snapshots = [pages_of([5, 6], frames=[1, 2], flags=[merged, merged]),
+                 pages_of([5, 6], frames=[-1, 2], flags=[alone, merged])]
+    host = host_of(build_trace(tmp_path / "t", [GuestPlan("a", {}, [MmPlan(snapshots)])]))
+    assert host.event_site.tolist() == [0]
+    assert host.event_content[0] == host.site_content[0]
+    assert host.event_frame[0] not in host.site_frame
+
+
 def test_eligibility_follows_the_region_and_the_workload(tmp_path: Path) -> None:
     flags = int(RegionFlag.READ | RegionFlag.WRITE)
     path = build_trace(tmp_path / "t", [

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "planner"
 LAYERS: dict[str, set[str]] = {
     "cli": {"runner", "report", "capture", "doctor", "importers", "scenario", "trace", "traceinfo",
             "backtest", "counters", "inventory", "compare", "details", "explain", "exporters",
-            "sql", "suggest", "sitekey", "results", "metrics", "errors", "escape", "units"},
+            "sql", "suggest", "live", "validations", "ksm", "sitekey", "results", "metrics",
+            "errors", "escape", "units"},
     "explain": {"runner", "engine", "fleet", "ksm", "policies", "metrics", "results", "scenario",
             "errors"},
     "details": {"explain", "runner", "sharing", "traceinfo", "metrics", "errors"},
@@ -39,6 +40,8 @@ LAYERS: dict[str, set[str]] = {
             "inventory"},
     "importers": {"kernels", "sitekey", "trace", "tables", "units", "errors", "inventory",
             "counters"},
+    "live": {"capture", "fleet", "ksm", "scenario", "trace", "sitekey", "validations", "errors"},
+    "validations": {"errors"},
     "backtest": {"counters", "metrics", "errors"},
     "counters": {"inventory", "tables", "errors"},
     "inventory": {"tables", "errors"},

@@ -102,9 +102,10 @@ def test_every_key_of_the_format_reaches_the_resolved_scenario() -> None:
         Sync((Trigger("boot", 10 * SECOND_NS, 0), Trigger("boot", 60 * SECOND_NS, 0),
               Trigger("every", 0, 120 * SECOND_NS))),
         Sync((Trigger("every", 0, 3600 * SECOND_NS), Trigger("boot", 60 * SECOND_NS, 0))),
+        Ksmd(100, 20, 256, 1000, True, False, "scan-time", 40, 60, 200, 9000),
     ]
     assert [policy.partition_by for policy in scenario.policies] == [
-        (), (), (), ("domain",), ("group", "content", "rack"), ("guest",)]
+        (), (), (), ("domain",), ("group", "content", "rack"), ("guest",), ()]
     assert scenario.policies[3].exclude == ((("role", "postgres"),),)
     assert scenario.policies[4].exclude == (
         (("content", "heap"), ("tenant", "tenant-1")), (("library", "anything"),),
@@ -445,7 +446,7 @@ def test_an_unknown_help_path_says_what_is_near(path: str, message: str) -> None
 def test_the_defaults_of_the_schema_are_those_of_the_resolved_form() -> None:
     keys = key_paths(json_schema())
     knobs = {name.rpartition(".")[2]: node["default"] for name, node in keys.items()
-             if name.startswith("policies.merge.ksmd.")}
+             if name.startswith("policies.merge.ksmd.") and "default" in node}
     assert knobs == to_json(load_text(FULL))["policies"][1]["merge"]["ksmd"]
 
 
@@ -454,6 +455,38 @@ def test_the_resolved_scenario_needs_neither_pydantic_nor_yaml() -> None:
             "print([m for m in ('pydantic', 'ruamel', 'numpy') if m in sys.modules])")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_what_a_policy_does_not_say_is_left_to_the_kernel_of_the_host() -> None:
+    given = {policy.name: policy.merge.given() for policy in load_text(FULL).policies
+             if isinstance(policy.merge, Ksmd)}
+    assert given["ksmd-default"] == {
+        "pages_to_scan": 100, "sleep_millisecs": 20, "max_page_sharing": 256,
+        "stable_node_chains_prune_millisecs": 2000, "use_zero_pages": False}
+    assert given["ksmd-advised"] == {
+        "pages_to_scan": 100, "sleep_millisecs": 20, "max_page_sharing": 256,
+        "stable_node_chains_prune_millisecs": 1000, "use_zero_pages": True, "smart_scan": False,
+        "advisor_mode": "scan-time", "advisor_max_cpu": 40, "advisor_target_scan_time": 60,
+        "advisor_min_pages_to_scan": 200, "advisor_max_pages_to_scan": 9000}
+    assert [host.kernel for host in load_text(FULL).hosts] == ["6.12", "6.18"]
+
+
+def test_a_knob_that_a_hosts_kernel_lacks_is_refused_with_its_line() -> None:
+    with pytest.raises(ScenarioError, match=r"kernel 6.1 of host 'r750' has no smart_scan"):
+        load_text(FULL.replace('kernel: "6.12"', 'kernel: "6.1"'))
+
+
+def test_a_switch_may_be_written_as_the_kernels_file_is() -> None:
+    for text, value in ("0", False), ("1", True), ("false", False):
+        changed = FULL.replace("smart_scan: false", f"smart_scan: {text}")
+        assert load_text(changed).policies[-1].merge.smart_scan is value  # type: ignore[union-attr]
+    with pytest.raises(ScenarioError, match="expected true or false, or 0 or 1"):
+        load_text(FULL.replace("smart_scan: false", "smart_scan: 2"))
+
+
+def test_a_kernel_without_quotes_says_what_to_write() -> None:
+    with pytest.raises(ScenarioError, match="quoted version"):
+        load_text(FULL.replace('kernel: "6.12"', "kernel: 6.12"))
 
 
 # ---- whatever is in the file ----------------------------------------------------------------

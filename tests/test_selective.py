@@ -16,6 +16,7 @@ from planner.ksm import (
     KSM_SYNC,
     Credentials,
     EventTable,
+    Knobs,
     MergeSpaces,
     SelectiveKsm,
 )
@@ -205,7 +206,7 @@ def test_a_name_created_again_is_another_partition() -> None:
 
 
 def test_a_partition_without_ksm_sync_is_served_in_the_background() -> None:
-    ksm, spaces = host(pages_to_scan=1000, sleep_millisecs=20)
+    ksm, spaces = host(knobs=Knobs(pages_to_scan=1000, sleep_millisecs=20))
     spaces.advance(500 * MS)
     fd = ksm.ksm_open("a", os.O_RDWR | KSM_CREAT)
     assert refusal(ksm.ksm_merge, fd, PID_A, BASE, PAGE) == "EOPNOTSUPP"
@@ -254,7 +255,7 @@ def test_descriptors_run_out() -> None:
 
 
 def test_the_limit_of_sharers_is_that_of_the_host() -> None:
-    ksm, _ = host(max_page_sharing=3)
+    ksm, _ = host(knobs=Knobs(max_page_sharing=3))
     fd = ksm.ksm_open("a", os.O_RDWR | NEW)
     for pid in (PID_A, PID_B):
         ksm.ksm_merge(fd, pid, BASE, 8 * PAGE)

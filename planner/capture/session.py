@@ -110,6 +110,7 @@ class _Session:
     source: Source
     pace: _Pace
     report: Callable[[str, float], None]
+    after_snapshot: Callable[[int], None]
     guest_ids: dict[int, int] = field(default_factory=dict)
     mm_ids: dict[Process, int] = field(default_factory=dict)
     lost: set[Process] = field(default_factory=set)
@@ -211,10 +212,12 @@ class _Session:
 
 
 def capture(request: CaptureRequest, progress: Callable[[str, float], None] | None = None, *,
-            root: ProcRoot | None = None) -> Path:
+            root: ProcRoot | None = None,
+            after_snapshot: Callable[[int], None] | None = None) -> Path:
     """Capture the requested guests and return the path of the finished trace.
 
-    `progress` is called with what is being done and the share done (0 to 1), often.
+    `progress` is called with what is being done and the share done (0 to 1), often;
+    `after_snapshot` with the number of snapshots finished so far, after each.
     A trace that lacks snapshots because every target ended has status "partial". Raises UsageError
     for a request that cannot be, MachineError without permission, without targets, or when the
     trace cannot be written, DataError when the module's dump is not what it should be, and
@@ -229,19 +232,21 @@ def capture(request: CaptureRequest, progress: Callable[[str, float], None] | No
             raise MachineError("none of the targets has a process",
                                instead="check that the cgroup is the one that runs them")
         try:
-            return _write(request, root, targets, source, progress)
+            return _write(request, root, targets, source, progress, after_snapshot)
         except OSError as error:
             raise _explained(request, error) from error
 
 
 def _write(request: CaptureRequest, root: ProcRoot, targets: list[Target], source: Source,
-           progress: Callable[[str, float], None] | None) -> Path:
+           progress: Callable[[str, float], None] | None,
+           after_snapshot: Callable[[int], None] | None) -> Path:
     provenance = _provenance(request, root, source)
     with TraceWriter(request.out, hash_info=source.hash_info, provenance=provenance,
                      force=request.force) as writer:
         pace = _Pace(request.cpu_limit)
         session = _Session(request, root, targets, writer, source, pace,
-                           progress or (lambda what, share: None))
+                           progress or (lambda what, share: None),
+                           after_snapshot or (lambda n_done: None))
         source.pace = session.on_pages
         try:
             status = _run(session)
@@ -270,6 +275,7 @@ def _run(session: _Session) -> str:
             late_ns = -wait_ns
         if not session.take(late_ns):
             return "partial"
+        session.after_snapshot(snapshot + 1)
     return "complete"
 
 

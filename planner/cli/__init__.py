@@ -14,6 +14,7 @@ import typer
 
 from planner.cli import (
     agent,
+    calibrate,
     capture,
     compare,
     counters,
@@ -29,6 +30,7 @@ from planner.cli import (
     sql,
     suggest,
     trace,
+    validate,
 )
 from planner.cli.output import say
 from planner.escape import printable
@@ -62,6 +64,8 @@ app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
 app.command("sql", rich_help_panel=_RESULTS)(sql.sql)
 app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
 app.add_typer(counters.app, name="validate", rich_help_panel=_HOSTS)
+app.command("calibrate", rich_help_panel=_HOSTS)(calibrate.calibrate)
+counters.app.command("live")(validate.live)
 trace.app.command("import")(imports.import_trace)
 trace.app.command("join")(agent.join)
 

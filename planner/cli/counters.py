@@ -85,6 +85,7 @@ def metrics(
     from planner.runner import TraceStore, load_scenario
     from planner.runner import run as run_scenario
     from planner.units import format_share, parse_share
+    from planner.validations import write_json
 
     try:
         limit = None if within is None else parse_share(within)
@@ -121,7 +122,7 @@ def metrics(
                      start_ns=start_ns)
     document: dict[str, Any] = {**to_json(found, result.run), "metrics": source}
     path = output or Path("validation") / f"{host}.json"
-    _write(path, document)
+    write_json(path, document)
     if as_json:
         typer.echo(json.dumps(document, indent=1))
     else:
@@ -170,18 +171,3 @@ def _table(source: str, host: str) -> Any:
         return read_counters(Path(source))
     samples = read_metrics([source], Options(host)).samples
     return CounterTable(source, tuple(sorted(samples, key=lambda each: each.time_ns)), {})
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """Write JSON aside and rename it."""
-    from planner.errors import DataError
-
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"cannot be written: {error.strerror or error}", where=str(path),
-                        instead="check the folder and its permissions") from None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
-from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, Credentials, SelectiveKsm
-from planner.ksm.space import (
+from planner.ksm.knobs import KERNELS, KernelVersion, Knobs
+from planner.ksm.machine import Machine
+from planner.ksm.records import (
     Counters,
     EventTable,
     FullScan,
     MergeCounts,
-    MergeSpaces,
     SiteTable,
     UnmergeCounts,
-    next_wake_ns,
 )
+from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, Credentials, SelectiveKsm
+from planner.ksm.space import MergeSpaces, next_wake_ns
 
 __all__ = [
     "BUILTIN_UNMEASURED",
+    "KERNELS",
     "KSM_CREAT",
     "KSM_EXCL",
     "KSM_SYNC",
@@ -25,6 +27,9 @@ __all__ = [
     "Credentials",
     "EventTable",
     "FullScan",
+    "KernelVersion",
+    "Knobs",
+    "Machine",
     "MergeCounts",
     "MergeSpaces",
     "SelectiveKsm",

@@ -24,7 +24,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from planner.ksm.space import BYTES_PER_PAGE, MergeCounts, MergeSpaces, UnmergeCounts
+from planner.ksm.knobs import Knobs
+from planner.ksm.records import BYTES_PER_PAGE, MergeCounts, UnmergeCounts
+from planner.ksm.space import MergeSpaces
 
 __all__ = ["KSM_CREAT", "KSM_EXCL", "KSM_SYNC", "Credentials", "SelectiveKsm"]
 
@@ -84,8 +86,9 @@ class SelectiveKsm:
     a partition that no page belongs to. `mms` maps pids to mm ids of the site table and is looked
     up at each call, so that the caller may keep it up to date. `credentials` are those of the
     caller and may be replaced between calls. Partitions created without KSM_SYNC are served from
-    the spaces' current time on by a scanner with `pages_to_scan` and `sleep_millisecs`; all have
-    `max_page_sharing`. Raises `ValueError` when names are not unique or more than the partitions.
+    the spaces' current time on by a scanner with `knobs` (the kernel's defaults where None); all
+    have its `max_page_sharing`. Raises `ValueError` when names are not unique or more than the
+    partitions.
     """
 
     def __init__(
@@ -95,9 +98,7 @@ class SelectiveKsm:
         mms: Mapping[int, int],
         *,
         credentials: Credentials | None = None,
-        pages_to_scan: int = 100,
-        sleep_millisecs: int = 20,
-        max_page_sharing: int = 256,
+        knobs: Knobs | None = None,
         max_open: int = 1024,
     ) -> None:
         if len(set(names)) != len(names) or len(names) > spaces.n_partitions:
@@ -106,9 +107,7 @@ class SelectiveKsm:
         self._spaces = spaces
         self._planned = {name: index for index, name in enumerate(names)}
         self._mms = mms
-        self._pages_to_scan = pages_to_scan
-        self._sleep_millisecs = sleep_millisecs
-        self._max_page_sharing = max_page_sharing
+        self._knobs = knobs or Knobs.of_kernel(spaces.kernel)
         self._max_open = max_open
         self._by_name: dict[str, _Partition] = {}
         self._descriptors: dict[int, _Descriptor] = {}
@@ -186,7 +185,8 @@ class SelectiveKsm:
         partition, mm, start_vpn, end_vpn = self._range(fd, pid, addr, size)
         partition.n_calls += 1
         if partition.index is None:
-            return MergeCounts(end_vpn - start_vpn, 0, 0, 0, 0, 0, 0, self._spaces.cost.call_ns)
+            return MergeCounts(end_vpn - start_vpn, 0, 0, 0, 0, 0, 0, 0,
+                               self._spaces.cost.call_ns)
         return self._spaces.merge_range(partition.index, mm, start_vpn, end_vpn)
 
     def ksm_unmerge(self, fd: int, pid: int, addr: int, size: int) -> UnmergeCounts:
@@ -258,14 +258,9 @@ class SelectiveKsm:
             if index in self._in_use:
                 index = self._spaces.renew_partition(index)
             self._in_use.add(index)
-            self._spaces.set_max_page_sharing(index, self._max_page_sharing)
+            self._spaces.set_max_page_sharing(index, self._knobs.max_page_sharing)
             if not is_sync:
-                self._spaces.start_scanner(
-                    index,
-                    pages_to_scan=self._pages_to_scan,
-                    sleep_millisecs=self._sleep_millisecs,
-                    max_page_sharing=self._max_page_sharing,
-                )
+                self._spaces.start_scanner(index, self._knobs)
         who = self.credentials
         partition = _Partition(name, index, is_sync, mode, who.uid, who.gid)
         self._by_name[name] = partition

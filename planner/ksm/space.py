@@ -5,11 +5,14 @@ each site (a virtual page of one mm) has a base frame, and sites that fork made 
 same one. The *physical* world is what it is with merging. Saved frames are the difference of the
 live frames, so sharing that fork already gave is never a saving.
 
-Simply put in this version: no smart scan, no splitting of huge pages, no use_zero_pages, no
-NUMA trees, no pruning of chains by age, contents compared by id (so no missed matches in an
-unstable tree that was mis-sorted by writes). Bookkeeping is *immediate*, where the kernel's is
-lazy: a write or a page that goes leaves the trees and the counters at once, not when ksmd passes
-by; a rmap item of a page that went is freed at once.
+Merging is the kernel's (docs/ksm-model.md), with its *lazy* bookkeeping: counters describe rmap
+items as of their last visit; a write changes frames at once and counters when ksmd passes.
+Contents are compared by id, and the bytes that order the kernel's trees are not in a trace. With
+tables in place of trees a search meets the entries of its own content only. So, other than in the
+kernel, an unstable tree is never mis-sorted by writes, a search is not ended by a vanished page of
+another content, and stale stable nodes that no item names are noticed only by searches for their
+content. The second matters where huge pages with zeroes are split (each leaves such a page in the
+tree, at its left end); then trees in a made-up order serve.
 
 Partitions never share: the frame of a page that several partitions were born sharing (by fork)
 never becomes a KSM page; the first page merged on it is copied to a frame of its own instead.
@@ -17,39 +20,43 @@ never becomes a KSM page; the first page merged on it is copied to a frame of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.errors import UsageError
+from planner.kernels import fastforward, ksmcalls, ksmpages
 from planner.kernels import ksm as kernels
+from planner.kernels import ksmstate as k
+from planner.kernels.fastforward import Marks, can_fast_forward, prepare, settle
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
+from planner.ksm.knobs import KernelVersion, Knobs, check_kernel
+from planner.ksm.records import (
+    I32,
+    I64,
+    Counters,
+    EventTable,
+    FullScan,
+    MergeCounts,
+    SiteTable,
+    UnmergeCounts,
+    counters_of,
+)
 
-__all__ = [
-    "BYTES_PER_PAGE",
-    "Counters",
-    "EventTable",
-    "FullScan",
-    "MergeCounts",
-    "MergeSpaces",
-    "SiteTable",
-    "UnmergeCounts",
-    "next_wake_ns",
-]
-
-BYTES_PER_PAGE = 4096
-#: Sizes of the kernel's records on x86-64: struct ksm_rmap_item, ksm_stable_node, ksm_mm_slot.
-RMAP_ITEM_BYTES = 64
-STABLE_NODE_BYTES = 64
-MM_SLOT_BYTES = 48
+__all__ = ["MergeSpaces", "Trees", "next_wake_ns"]
 
 _LOG_ROWS = 1024
 _INT32_MAX = 2**31 - 1
 
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
-U8 = NDArray[np.uint8]
+#: How trees are kept, see `MergeSpaces`.
+Trees = Literal["tables", "exact", "auto"]
+_MAX_EXACT_SITES = 1 << 21
+#: Full scans without a split after which no more are expected: smart_scan pauses for 9 at most.
+_QUIET_SCANS = 16
+#: Compiling the fast-forward takes about as long as so many visits.
+_FAST_AFTER_VISITS = 1 << 26
+
 
 
 def _column(values: ArrayLike, dtype: type, what: str, n: int | None = None) -> NDArray[np.generic]:
@@ -73,148 +80,6 @@ def _check_range(array: NDArray[np.generic], low: int, high: int, what: str) -> 
         )
 
 
-@dataclass(frozen=True, eq=False)
-class SiteTable:
-    """Every page that ever exists, in scan order: mm list order, then ascending vpn.
-
-    All columns have shape (n_sites,). `mm` i32: any ids, but the sites of one mm lie together.
-    `vpn` i64 ascending within a mm. `domain` i32: index into `domain_is_sensitive`.
-    `partition` i32: 0..n_partitions-1, or -1 for none. `is_eligible` u8: merging may touch it
-    (advised, compatible, not excluded); never visited otherwise, though its frame counts.
-    `content` i32: content at time 0, -1 = absent. Ids are dense over the host and numbered within
-    partitions: equal (partition, content) <=> equal id (sites of partition -1 have ids of their
-    own too, or any id of the right zero-ness); numbering them in scan order is fastest.
-    `frame` i32: base frame at time 0, equal for sites that share by fork, ignored where absent.
-    """
-
-    mm: I32
-    vpn: I64
-    domain: I32
-    partition: I32
-    is_eligible: U8
-    content: I32
-    frame: I32
-
-    def __len__(self) -> int:
-        return len(self.mm)
-
-
-@dataclass(frozen=True, eq=False)
-class EventTable:
-    """Writes, births and deaths of pages: columns of shape (n_events,), ascending `time_ns`.
-
-    `time_ns` i64 (at equal times the order of the table holds), `site` i32, `content` i32
-    (-1 = the page goes), `frame` i32: the base frame after the write. A fresh id for an ordinary
-    write; one id for sites born sharing; the id of the page's current base frame means "written
-    in place" (by all that share it, at the same time) or, for a site that appears, "born by fork
-    from the page that has it": it then shares that page's physical frame, merged or not.
-    """
-
-    time_ns: I64
-    site: I32
-    content: I32
-    frame: I32
-
-    @classmethod
-    def empty(cls) -> EventTable:
-        """No change at all."""
-        i32 = np.zeros(0, dtype=np.int32)
-        return cls(np.zeros(0, dtype=np.int64), i32, i32, i32)
-
-    def __len__(self) -> int:
-        return len(self.time_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class FullScan:
-    """ksmd of `partition` finished its full scan number `seq` (from 1) at `time_ns`."""
-
-    time_ns: int
-    partition: int
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class MergeCounts:
-    """What a synchronous merge did. Pages of the range:
-
-    tried = merged + candidates + already merged + fork-shared twins + refused. `requested_pages`
-    is the length of the range; tried are those present, eligible and of the partition.
-    `merged_pages`: now share a KSM page because of this call (the candidate that a page was
-    paired with was counted when it became one). `candidate_pages`: wait for a partner.
-    `twin_pages`: their only partner so far is mapped to the very same frame. `refused_pages`:
-    still held by an unlinked partition. `cost_ns` is the caller's CPU time.
-    """
-
-    requested_pages: int
-    tried_pages: int
-    merged_pages: int
-    candidate_pages: int
-    already_pages: int
-    twin_pages: int
-    refused_pages: int
-    cost_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnmergeCounts:
-    """What an unmerge did: pages that got a frame of their own, and the caller's CPU time."""
-
-    requested_pages: int
-    unmerged_pages: int
-    cost_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """State of a partition, or of the host (sums of its partitions and of pages in none).
-
-    - `base_frames`: live frames without merging; `frames`: live frames now
-    - `saved_frames`, `saved_zero_frames`: the difference, contents not zero and all zero apart;
-      metadata is *not* taken off. A frame that fork shares across partitions belongs to the
-      partition of its first site, so a partition's part of such a frame is a convention; sums are
-      exact
-    - `eligible_pages`: present pages merging may touch
-    - `pages_shared`, `pages_sharing`, `pages_unshared`, `pages_volatile`, `pages_scanned`,
-      `full_scans`, `general_profit_bytes`: the kernel's files of those names (mm/ksm.c);
-      shared + sharing + unshared + volatile = `rmap_items`. Pages a synchronous merge visited
-      count as scanned
-    - `stable_nodes` (chain members counted, heads not), `stable_chains`: chain heads
-    - `mm_slots`: mms with a rmap item (the kernel also counts those not scanned yet)
-    - `metadata_bytes`: 64 per rmap item, 64 per stable node and chain head, 48 per mm slot
-    - `merge_cpu_ns`: ksmd and synchronous calls; `cow_cpu_ns`: paid by writers, not in it
-    - `cow_breaks`: writes to merged pages
-    - `cross_domain_pages`: merged pages (the KSM page's first one included) whose sharers belong
-      to more than one domain; `cross_domain_sensitive_pages`: those with a sharer in a sensitive
-      domain
-    - `unmerge_frames`: frames needed in addition if every merged page got its own
-    """
-
-    base_frames: int
-    frames: int
-    saved_frames: int
-    saved_zero_frames: int
-    eligible_pages: int
-    pages_shared: int
-    pages_sharing: int
-    pages_unshared: int
-    pages_volatile: int
-    pages_scanned: int
-    full_scans: int
-    general_profit_bytes: int
-    rmap_items: int
-    stable_nodes: int
-    stable_chains: int
-    mm_slots: int
-    metadata_bytes: int
-    merge_cpu_ns: int
-    cow_breaks: int
-    cow_cpu_ns: int
-    cross_domain_pages: int
-    cross_domain_sensitive_pages: int
-    unmerge_frames: int
-
-
 def sleep_jiffies(sleep_millisecs: int, hz: int) -> int:
     """`msecs_to_jiffies`: milliseconds in timer ticks, rounded up."""
     return -(-sleep_millisecs * hz // 1000)
@@ -234,8 +99,11 @@ class MergeSpaces:
 
     Time only moves forward, by `advance`. A partition merges by a scanner of its own
     (`start_scanner`: ksmd), by calls (`merge_range`), or not at all; several scanners run at the
-    same time, each on a CPU of its own. `content_is_zero` u8 or bool, shape (n_contents,);
-    `domain_is_sensitive` likewise, shape (n_domains,).
+    same time, each on a CPU of its own. `trees`: "tables" by content; "exact" for the kernel's
+    red-black trees, with an order of contents made up but for zeroes, which come first: searches
+    meet what lies on their way, at some ten times the cost; "auto" is "exact" while huge pages
+    of a host that is not too large are split, and "tables" then. `content_is_zero` u8 or bool,
+    shape (n_contents,); `domain_is_sensitive` likewise, shape (n_domains,).
 
     Raises `UsageError` when tables do not fit together.
     """
@@ -248,13 +116,17 @@ class MergeSpaces:
         n_partitions: int,
         content_is_zero: ArrayLike,
         domain_is_sensitive: ArrayLike,
+        kernel: KernelVersion = "6.18",
         hz: int = 250,
         cost: CostModel = BUILTIN_UNMEASURED,
+        trees: Trees = "tables",
     ) -> None:
         if n_partitions < 0:
             raise UsageError(f"expected at least 0, got {n_partitions}", where="n_partitions")
         if not 1 <= hz <= 10_000:
             raise UsageError(f"expected 1 to 10000 ticks a second, got {hz}", where="hz")
+        check_kernel(kernel)
+        self.kernel = kernel
         self.hz = hz
         self.cost = cost
         self._n_partitions = n_partitions
@@ -262,7 +134,7 @@ class MergeSpaces:
         n = len(sites)
         zero = _column(content_is_zero, np.uint8, "content_is_zero")
         sensitive = _column(domain_is_sensitive, np.uint8, "domain_is_sensitive")
-        mm = _column(sites.mm, np.int32, "sites.mm", n)
+        mm = _column(sites.mm, np.int32, "sites.mm", n).astype(np.int32)
         vpn = _column(sites.vpn, np.int64, "sites.vpn", n)
         domain = _column(sites.domain, np.int32, "sites.domain", n)
         partition = _column(sites.partition, np.int32, "sites.partition", n)
@@ -271,7 +143,7 @@ class MergeSpaces:
         first[:, 0] = _column(sites.content, np.int32, "sites.content", n)
         first[:, 1] = _column(sites.frame, np.int32, "sites.frame", n)
         n_events = len(events)
-        event_time = _column(events.time_ns, np.int64, "events.time_ns", n_events)
+        event_time = _column(events.time_ns, np.int64, "events.time_ns", n_events).astype(np.int64)
         rows = np.empty((n_events, 3), dtype=np.int32)
         rows[:, 0] = _column(events.site, np.int32, "events.site", n_events)
         rows[:, 1] = _column(events.content, np.int32, "events.content", n_events)
@@ -302,54 +174,70 @@ class MergeSpaces:
         n_base = int(max(present.max(initial=-1), written.max(initial=-1))) + 1
         if n_base + n >= _INT32_MAX:
             raise UsageError(f"{n_base + n} frames do not fit 31 bits", where="sites.frame")
-        self._site_mm, self._vpn, self._eligible = mm, vpn, eligible
-        self._sensitive, self._zero = sensitive, zero
-        self._event_time, self._events = event_time, rows
+        huge = _column(np.zeros(n, np.uint8) if sites.is_huge is None else sites.is_huge,
+                       np.uint8, "sites.is_huge", n)
+        self._vpn, self._eligible, self._domain = vpn, eligible, domain
+        self._sensitive = sensitive
         self._n_base_contents = len(zero)
 
         # Calloc'ed where zero will do: pages of these tables that are never used stay unmapped.
-        k = kernels
-        self._sites = np.full((n, k.SITE_FIELDS), -1, dtype=np.int32)
-        self._sites[:, k.S_META] = 0
-        self._sites[:, k.S_PART] = partition + 1
-        self._sites[:, k.S_DOMAIN] = domain
-        self._contents = self._empty_contents()
-        self._nodes = np.zeros((n + 1, k.NODE_FIELDS), dtype=np.int32)
+        rows_of_sites = np.full((n, k.SITE_FIELDS), -1, dtype=np.int32)
+        rows_of_sites[:, k.S_META] = np.where(eligible != 0, k.M_VMA, 0)
+        rows_of_sites[huge != 0, k.S_META] |= k.M_BORN_HUGE
+        rows_of_sites[:, k.S_PART] = partition + 1
         # A site maps one frame, and for a moment a second one while it moves.
-        self._frames = np.zeros((n_base + n + 1, k.FRAME_FIELDS), dtype=np.int32)
-        self._frames[:n_base, k.F_NODE] = -1
-        self._frames[:n_base, k.F_SITE] = -1
-        self._parts = np.zeros((n_partitions + 1, k.PART_FIELDS), dtype=np.int64)
-        self._parts[:, k.P_PLAN] = np.arange(n_partitions + 1)
-        self._parts[:, k.P_MAX_SHARING] = 256
+        frames = np.zeros((n_base + n + 1, k.FRAME_FIELDS), dtype=np.int32)
+        frames[:n_base, k.F_NODE] = -1
+        frames[:n_base, k.F_SITE] = -1
+        parts = np.zeros((n_partitions + 1, k.PART_FIELDS), dtype=np.int64)
+        parts[:, k.P_PLAN] = parts[:, k.P_HEAD] = parts[:, k.P_SLOT] = np.arange(n_partitions + 1)
+        parts[:, k.P_MAX_SHARING] = 256
+        parts[:, k.P_PRUNE_JIFFIES] = sleep_jiffies(2000, hz)
         served = np.where(eligible != 0, partition, -1)
-        self._order = np.argsort(served, kind="stable").astype(np.int32)
-        counts = np.bincount(served + 1, minlength=n_partitions + 1)
-        self._parts[:, k.P_COUNT] = counts
-        self._parts[:, k.P_START] = np.cumsum(counts) - counts
-        self._host = np.zeros(k.HOST_FIELDS, dtype=np.int64)
-        self._host[[k.H_NODE_FREE, k.H_POOL_FREE]] = -1
-        self._host[k.H_POOL_TOP] = self._host[k.H_N_BASE] = n_base
-        self._host[k.H_JIFFY_NS] = 10**9 // hz
-        self._cost = cost.as_array()
-        self._log = np.zeros((_LOG_ROWS, 3), dtype=np.int64)
-        kernels.initialize(
-            self._sites,
-            self._contents,
-            self._nodes,
-            self._frames,
-            self._parts,
-            self._host,
-            self._zero,
-            self._cost,
-            first,
-            rows,
-        )
+        order = np.argsort(served, kind="stable").astype(np.int32)
+        order = order[int((served < 0).sum()) :]
+        slots, slot_of = _slots(order, served, mm, n_partitions)
+        self._slot_of = {(int(served[order[slots[at, k.L_START]]]) + 1, int(slots[at, k.L_MM])): at
+                         for at in range(n_partitions + 1, len(slots))}
+        event_time, rows = _with_arrivals(slots, slot_of, order, served, first[:, 0],
+                                          event_time, rows)
+        host = np.zeros(k.HOST_FIELDS, dtype=np.int64)
+        host[[k.H_NODE_FREE, k.H_POOL_FREE]] = -1
+        host[k.H_POOL_TOP] = host[k.H_N_BASE] = n_base
+        host[k.H_JIFFY_NS] = 10**9 // hz
+        host[k.H_N_ROWS] = len(zero)
+        host[k.H_HASH_FIRST] = kernel != "6.1"
+        host[k.H_SPLIT_ZEROES] = kernel != "6.1"
+        is_exact = trees == "exact" or (
+            trees == "auto" and n <= _MAX_EXACT_SITES and bool((huge[eligible != 0] != 0).any()))
+        host[k.H_EXACT] = is_exact
+        # Only huge pages that are split make the difference worth its time.
+        self._is_exact_for_now = is_exact and trees == "auto"
+        self._quiet = (0, 0)
+        self._marks: Marks | None = None
+        self._n_calls = 0
+        n_linked = is_exact * n, is_exact * len(zero)
+        parts[:, [k.P_STABLE_ROOT, k.P_UNSTABLE_ROOT]] = -1
+        self._w = k.World(
+            sites=rows_of_sites, frames=frames, contents=self._empty_contents(),
+            nodes=np.zeros((2 * n + 2, k.NODE_FIELDS), dtype=np.int32), slots=slots, parts=parts,
+            host=host, order=order, zero=zero, cost=cost.as_array(), mm=mm, vpn=vpn,
+            event_time=event_time, events=rows, log=np.zeros((_LOG_ROWS, 3), dtype=np.int64),
+            unstable_tree=np.zeros((n_linked[0], k.TREE_FIELDS), dtype=np.int32),
+            stable_tree=np.zeros((n_linked[1], k.TREE_FIELDS), dtype=np.int32),
+            keys=_content_keys(zero[: n_linked[1]]))
+        ksmpages.initialize(first, self._w)
 
     def _empty_contents(self) -> I32:
-        rows = np.full((self._n_base_contents, kernels.CONTENT_FIELDS), -1, dtype=np.int32)
-        rows[:, kernels.C_NODES] = 0
+        rows = np.full((self._n_base_contents, k.CONTENT_FIELDS), -1, dtype=np.int32)
+        rows[:, k.C_NODES] = 0
         return rows
+
+    @property
+    def world(self) -> k.World:
+        """The tables as they are now; not to be changed."""
+        self._settle()
+        return self._w
 
     @property
     def now_ns(self) -> int:
@@ -362,53 +250,63 @@ class MergeSpaces:
         return self._n_partitions
 
     def _row(self, partition: int) -> int:
-        if not 0 <= partition < len(self._parts) - 1:
+        if not 0 <= partition < len(self._w.parts) - 1:
             raise UsageError(f"there is no partition {partition}", where="partition")
         return partition + 1
 
-    def start_scanner(
-        self,
-        partition: int,
-        *,
-        pages_to_scan: int = 100,
-        sleep_millisecs: int = 20,
-        max_page_sharing: int = 256,
-    ) -> None:
+    def start_scanner(self, partition: int, knobs: Knobs | None = None) -> None:
         """Let a ksmd serve this partition from now on; its first batch starts at once.
 
-        Changing the knobs of a running scanner keeps its cursor. `pages_to_scan` 0 scans nothing.
-        Raises `UsageError` for knobs the kernel would refuse.
+        `knobs` are the kernel's defaults where None. Changing the knobs of a running scanner keeps
+        its cursor. `pages_to_scan` 0 scans nothing. Raises `UsageError` for `max_page_sharing` as
+        `set_max_page_sharing` does, and for `merge_across_nodes` 0: a trace does not say on which
+        node a page lies.
         """
         row = self._row(partition)
-        for name, value in (("pages_to_scan", pages_to_scan), ("sleep_millisecs", sleep_millisecs)):
-            if not 0 <= value < 2**32:
-                raise UsageError(f"expected 0 to 2^32 - 1, got {value}", where=name)
-        self.set_max_page_sharing(partition, max_page_sharing)
-        k = kernels
-        part = self._parts[row]
-        part[k.P_PAGES] = pages_to_scan
-        part[k.P_JIFFIES] = sleep_jiffies(sleep_millisecs, self.hz)
+        self._settle()
+        knobs = knobs or Knobs.of_kernel(self.kernel)
+        if not knobs.merge_across_nodes:
+            raise UsageError("nodes of pages are not known", where="merge_across_nodes")
+        if self.kernel == "6.1" and (knobs.smart_scan or knobs.advisor_mode != "none"):
+            raise UsageError("Linux 6.1 has neither smart_scan nor an advisor", where="knobs")
+        self.set_max_page_sharing(partition, knobs.max_page_sharing)
+        part = self._w.parts[row]
+        is_advised = knobs.advisor_mode != "none"
+        if is_advised and not part[k.P_ADVISOR]:
+            part[[k.P_ADVISOR_SCAN_S, k.P_ADVISOR_CHANGE, k.P_ADVISOR_CPU_NS]] = 0
+            part[k.P_PAGES] = knobs.advisor_min_pages_to_scan
+        elif not is_advised:
+            part[k.P_PAGES] = knobs.pages_to_scan
+        part[k.P_ADVISOR] = is_advised
+        part[k.P_MAX_CPU] = knobs.advisor_max_cpu
+        part[k.P_TARGET_S] = knobs.advisor_target_scan_time
+        part[k.P_MAX_PAGES] = knobs.advisor_max_pages_to_scan
+        part[k.P_SMART_SCAN] = knobs.smart_scan
+        part[k.P_USE_ZERO] = knobs.use_zero_pages
+        part[k.P_SLEEP_JIFFIES] = sleep_jiffies(knobs.sleep_millisecs, self.hz)
+        part[k.P_PRUNE_JIFFIES] = sleep_jiffies(
+            knobs.stable_node_chains_prune_millisecs, self.hz)
         if not part[k.P_IS_RUNNING] or part[k.P_NEXT_NS] < self._now_ns:
             part[k.P_NEXT_NS] = self._now_ns
-        # Without a registered mm ksmd sleeps.
-        part[k.P_IS_RUNNING] = int(pages_to_scan > 0 and part[k.P_COUNT] > 0)
+        part[k.P_IS_RUNNING] = int(part[k.P_PAGES] > 0)
 
     def stop_scanner(self, partition: int) -> None:
         """`run=0` for this partition: what is merged stays merged."""
-        self._parts[self._row(partition), kernels.P_IS_RUNNING] = 0
+        self._w.parts[self._row(partition), k.P_IS_RUNNING] = 0
 
     def set_max_page_sharing(self, partition: int, max_page_sharing: int) -> None:
         """Pages per KSM page, at least 2; changed only while nothing is merged (as the kernel)."""
-        part = self._parts[self._row(partition)]
+        self._settle()
+        part = self._w.parts[self._row(partition)]
         if not 2 <= max_page_sharing <= _INT32_MAX:
             raise UsageError(
                 f"expected at least 2, got {max_page_sharing}", where="max_page_sharing"
             )
-        if part[kernels.P_MAX_SHARING] == max_page_sharing:
+        if part[k.P_MAX_SHARING] == max_page_sharing:
             return
-        if part[kernels.P_NODES]:
+        if part[k.P_NODES]:
             raise UsageError("cannot change while pages are merged", where="max_page_sharing")
-        part[kernels.P_MAX_SHARING] = max_page_sharing
+        part[k.P_MAX_SHARING] = max_page_sharing
 
     def advance(self, until_ns: int) -> list[FullScan]:
         """Let time pass to `until_ns`: writes up to and at it, batches that start before it.
@@ -425,29 +323,58 @@ class MergeSpaces:
             )
         scans: list[FullScan] = []
         while True:
-            n = kernels.advance(
-                until_ns,
-                self._sites,
-                self._contents,
-                self._nodes,
-                self._frames,
-                self._parts,
-                self._host,
-                self._order,
-                self._zero,
-                self._cost,
-                self._event_time,
-                self._events,
-                self._log,
-            )
+            w = self._w
+            if not w.parts[:, k.P_IS_RUNNING].any():
+                self._settle()
+                kernels.apply_events(until_ns, w)
+                break
+            if self._is_exact_for_now:
+                w = w._replace(log=w.log[:_QUIET_SCANS])
+            n = self._visit_until(until_ns, w)
             scans.extend(
-                FullScan(time_ns, int(self._parts[row, kernels.P_PLAN]) - 1, seq)
-                for time_ns, row, seq in self._log[:n].tolist()
+                FullScan(time_ns, int(w.parts[row, k.P_PLAN]) - 1, seq)
+                for time_ns, row, seq in w.log[:n].tolist()
             )
-            if n < _LOG_ROWS:
+            if self._is_exact_for_now:
+                self._end_exactness(n)
+            if n < len(w.log):
                 break
         self._now_ns = until_ns
         return scans
+
+    def _visit_until(self, until_ns: int, w: k.World) -> int:
+        """`kernels.advance`, by the fast-forward once there have been so many visits."""
+        if self._marks is None:
+            n_visits = w.parts[:, [k.P_SCANNED, k.P_SKIPPED]].sum()
+            if n_visits < _FAST_AFTER_VISITS or self._n_calls or not can_fast_forward(w):
+                return int(kernels.advance(until_ns, w))
+            self._marks = prepare(w)
+        return int(fastforward.advance(until_ns, w, self._marks))
+
+    def _settle(self) -> None:
+        """Let all tables be as `kernels.advance` leaves them; they are about to be changed."""
+        if self._marks is not None:
+            settle(self._w, self._marks)
+            self._marks = None
+
+    def _end_exactness(self, n_scans: int) -> None:
+        """Go on with tables once no huge page was split for some full scans."""
+        host = self._w.host
+        n_splits, n_quiet = self._quiet
+        n_quiet = n_quiet + n_scans if n_splits == host[k.H_SPLITS] else 0
+        self._quiet = int(host[k.H_SPLITS]), n_quiet
+        n_running = int((self._w.parts[:, k.P_IS_RUNNING] != 0).sum())
+        if n_quiet < _QUIET_SCANS * n_running or not n_running:
+            return
+        self._is_exact_for_now = False
+        host[k.H_EXACT] = 0
+        sites, parts = self._w.sites, self._w.parts
+        of_site = sites[:, k.S_PART]
+        in_tree = np.flatnonzero((sites[:, k.S_META] & k.M_UNSTABLE != 0)
+                                 & (sites[:, k.S_SEQ] == parts[of_site, k.P_EPOCH]))
+        rows = sites[in_tree, k.S_OLD] + parts[of_site[in_tree], k.P_CONTENT_OFFSET]
+        self._w.contents[rows, k.C_SITE] = in_tree
+        self._w.contents[rows, k.C_EPOCH] = sites[in_tree, k.S_SEQ]
 
     def _range(self, row: int, mm: int, start_vpn: int, end_vpn: int) -> tuple[int, int]:
         """The part of `order` that holds the sites of the partition in the range."""
@@ -455,13 +382,13 @@ class MergeSpaces:
             raise UsageError(f"not a range of pages: [{start_vpn}, {end_vpn})", where="vpn")
         if mm not in self._mm_sites:
             raise UsageError(f"there is no mm {mm}", where="mm")
-        low, high = self._mm_sites[mm]
-        vpn = self._vpn[low:high]
-        bounds = low + np.searchsorted(vpn, [min(start_vpn, 2**62), min(end_vpn, 2**62)])
-        start = int(self._parts[row, kernels.P_START])
-        mine = self._order[start : start + int(self._parts[row, kernels.P_COUNT])]
-        first, last = (start + np.searchsorted(mine, bounds.astype(np.int32))).tolist()
-        return first, last
+        slot = self._slot_of.get((row, mm))
+        if slot is None:
+            return 0, 0
+        start, count = self._w.slots[slot, [k.L_START, k.L_COUNT]].tolist()
+        vpn = self._vpn[self._w.order[start : start + count]]
+        bounds = np.searchsorted(vpn, [min(start_vpn, 2**62), min(end_vpn, 2**62)])
+        return start + int(bounds[0]), start + int(bounds[1])
 
     def merge_range(self, partition: int, mm: int, start_vpn: int, end_vpn: int) -> MergeCounts:
         """Merge the pages [start_vpn, end_vpn) of `mm` now, within `partition`.
@@ -472,31 +399,21 @@ class MergeSpaces:
         """
         row = self._row(partition)
         first, last = self._range(row, mm, start_vpn, end_vpn)
-        outcomes = np.zeros(kernels.N_OUTCOMES, dtype=np.int64)
-        cost_ns = kernels.merge(
-            row,
-            first,
-            last,
-            self._sites,
-            self._contents,
-            self._nodes,
-            self._frames,
-            self._parts,
-            self._host,
-            self._order,
-            self._zero,
-            self._cost,
-            outcomes,
-        )
+        self._settle()
+        self._n_calls += 1
+        outcomes = np.zeros(k.N_OUTCOMES, dtype=np.int64)
+        self._w.host[k.H_NOW_JIFFY] = self._now_ns // self._w.host[k.H_JIFFY_NS]
+        cost_ns = ksmcalls.merge(row, first, last, outcomes, self._w)
         seen = outcomes.tolist()
         return MergeCounts(
             requested_pages=end_vpn - start_vpn,
-            tried_pages=sum(seen) - seen[kernels.HOLE],
-            merged_pages=seen[kernels.MERGED] + seen[kernels.PAIRED] + seen[kernels.INHERITED],
-            candidate_pages=seen[kernels.UNIQUE],
-            already_pages=seen[kernels.QUICK],
-            twin_pages=seen[kernels.TWIN],
-            refused_pages=seen[kernels.FOREIGN],
+            tried_pages=sum(seen) - seen[k.HOLE],
+            merged_pages=seen[k.MERGED] + seen[k.PAIRED] + seen[k.INHERITED] + seen[k.ZEROED],
+            candidate_pages=seen[k.UNIQUE],
+            already_pages=seen[k.QUICK],
+            twin_pages=seen[k.TWIN],
+            refused_pages=seen[k.FOREIGN],
+            failed_pages=seen[k.FAILED] + seen[k.GAVE_UP],
             cost_ns=int(cost_ns),
         )
 
@@ -511,31 +428,30 @@ class MergeSpaces:
         return self._unmerge(row, first, last, end_vpn - start_vpn)
 
     def _unmerge(self, row: int, first: int, last: int, requested_pages: int) -> UnmergeCounts:
-        n_unmerged = kernels.unmerge(
-            row,
-            first,
-            last,
-            self._sites,
-            self._contents,
-            self._nodes,
-            self._frames,
-            self._parts,
-            self._host,
-            self._order,
-            self._zero,
-        )
+        self._settle()
+        self._n_calls += 1
+        part = self._w.parts[row]
+        n_zero = int(part[k.P_ZERO])
+        n_unmerged = int(ksmcalls.break_range(row, first, last, self._w))
+        ksmcalls.forget_range(row, first, last, self._w)
+        n_unmerged += n_zero - int(part[k.P_ZERO])
         cost_ns = self.cost.call_ns + n_unmerged * self.cost.unmerge_ns
-        self._parts[row, kernels.P_CPU_NS] += cost_ns
-        return UnmergeCounts(requested_pages, int(n_unmerged), cost_ns)
+        part[k.P_CPU_NS] += cost_ns
+        return UnmergeCounts(requested_pages, n_unmerged, cost_ns)
 
     def reset_partition(self, partition: int) -> UnmergeCounts:
         """End a partition: stop its scanner, unmerge all of its pages, forget all of its items."""
         row = self._row(partition)
-        part = self._parts[row]
-        part[kernels.P_IS_RUNNING] = 0
-        part[kernels.P_CURSOR] = 0
-        first, n = int(part[kernels.P_START]), int(part[kernels.P_COUNT])
-        return self._unmerge(row, first, first + n, n)
+        part = self._w.parts[row]
+        part[k.P_IS_RUNNING] = 0
+        part[k.P_SLOT] = part[k.P_HEAD]
+        part[k.P_INDEX] = 0
+        mine = [at for (of_row, _), at in self._slot_of.items() if of_row == row]
+        if not mine:
+            return self._unmerge(row, 0, 0, 0)
+        ranges = self._w.slots[mine][:, [k.L_START, k.L_COUNT]]
+        first, last = int(ranges[:, 0].min()), int(ranges.sum(axis=1).max())
+        return self._unmerge(row, first, last, last - first)
 
     def renew_partition(self, partition: int) -> int:
         """A further, empty partition for the pages of `partition`; returns its number.
@@ -544,57 +460,61 @@ class MergeSpaces:
         the old one has merged stay its own until unmerged. Its counters are part of those of the
         planned partition it renews.
         """
-        row = self._row(partition)
-        k = kernels
+        self._settle()
+        row, w = self._row(partition), self._w
+        mine = [(mm, at) for (of_row, mm), at in self._slot_of.items() if of_row == row]
+        head, new_row = len(w.slots), len(w.parts)
+        slots = np.zeros((1 + len(mine), k.SLOT_FIELDS), dtype=np.int32)
+        slots[1:] = w.slots[[at for _, at in mine]]
+        _close_ring(slots, np.arange(len(slots)), head)
+        self._slot_of |= {(new_row, mm): head + 1 + index for index, (mm, _) in enumerate(mine)}
         new = np.zeros((1, k.PART_FIELDS), dtype=np.int64)
-        for column in (k.P_START, k.P_COUNT, k.P_PLAN):
-            new[0, column] = self._parts[row, column]
+        new[0, k.P_PLAN] = w.parts[row, k.P_PLAN]
+        new[0, k.P_HEAD] = new[0, k.P_SLOT] = head
         new[0, k.P_MAX_SHARING] = 256
-        new[0, k.P_CONTENT_OFFSET] = len(self._contents)
-        if len(self._contents) + self._n_base_contents > _INT32_MAX:
+        new[0, k.P_PRUNE_JIFFIES] = sleep_jiffies(2000, self.hz)
+        new[0, k.P_CONTENT_OFFSET] = len(w.contents)
+        if len(w.contents) + self._n_base_contents > _INT32_MAX:
             raise UsageError("too many renewed partitions", where="partition")
-        self._contents = np.concatenate([self._contents, self._empty_contents()])
-        self._parts = np.concatenate([self._parts, new])
-        return len(self._parts) - 2
+        new[0, [k.P_STABLE_ROOT, k.P_UNSTABLE_ROOT]] = -1
+        self._w = w._replace(contents=np.concatenate([w.contents, self._empty_contents()]),
+                             stable_tree=np.resize(w.stable_tree, (
+                                 len(w.stable_tree) + len(w.keys), k.TREE_FIELDS)),
+                             parts=np.concatenate([w.parts, new]),
+                             slots=np.concatenate([w.slots, slots]))
+        return new_row - 1
 
     def _sample(self) -> tuple[I64, I64]:
-        """Copies of the partition table and of what `kernels.sample` counts, by row."""
-        n_nodes = int(self._host[kernels.H_NODE_TOP])
-        out = np.zeros((len(self._parts), kernels.OUT_FIELDS), dtype=np.int64)
-        kernels.sample(
-            self._sites,
-            self._nodes,
-            self._frames,
-            self._parts,
-            self._host,
-            self._site_mm,
+        """Copies of the partition table and of what `ksmcalls.sample` counts, by row."""
+        w = self._w
+        n_nodes = int(w.host[k.H_NODE_TOP])
+        out = np.zeros((len(w.parts), k.OUT_FIELDS), dtype=np.int64)
+        ksmcalls.sample(
             self._eligible,
+            self._domain,
             self._sensitive,
             np.zeros(n_nodes, dtype=np.int32),
             np.zeros(n_nodes, dtype=np.uint8),
-            np.zeros(len(self._parts), dtype=np.int64),
+            np.zeros(len(w.parts), dtype=np.int64),
             out,
+            w,
         )
-        return self._parts.copy(), out
+        return w.parts.copy(), out
 
     def counters(self) -> Counters:
         """The host's counters now; O(sites)."""
         parts, out = self._sample()
-        mm_slots = int(out[0, kernels.OUT_MM_SLOTS])
+        mm_slots = int(out[0, k.OUT_MM_SLOTS])
         total = out.sum(axis=0)
-        total[kernels.OUT_MM_SLOTS] = mm_slots
-        return _counters(parts.sum(axis=0), total)
+        total[k.OUT_MM_SLOTS] = mm_slots
+        return counters_of(parts, total)
 
     def partition_counters(self) -> list[Counters]:
         """Counters of each partition of the plan, in order; O(sites)."""
         parts, out = self._sample()
-        plan = self._parts[:, kernels.P_PLAN]
-        n = self._n_partitions + 1
-        if len(parts) > n:
-            for row in range(n, len(parts)):
-                parts[plan[row]] += parts[row]
-                out[plan[row]] += out[row]
-        return [_counters(parts[row], out[row]) for row in range(1, n)]
+        plan = self._w.parts[:, k.P_PLAN]
+        return [counters_of(parts[plan == row], out[plan == row].sum(axis=0))
+                for row in range(1, self._n_partitions + 1)]
 
     def one_partition_counters(self, partition: int) -> Counters:
         """Counters of one partition alone, also of a renewed one; O(sites).
@@ -603,42 +523,58 @@ class MergeSpaces:
         """
         row = self._row(partition)
         parts, out = self._sample()
-        return _counters(parts[row], out[row])
+        return counters_of(parts[row : row + 1], out[row])
 
 
-def _counters(part: I64, out: I64) -> Counters:
-    k = kernels
-    p: list[int] = part.tolist()
-    o: list[int] = out.tolist()
-    items, nodes, chains = p[k.P_ITEMS], p[k.P_NODES], p[k.P_CHAINS]
-    mm_slots = o[k.OUT_MM_SLOTS]
-    saved = p[k.P_LIVE_BASE] - p[k.P_LIVE_PHYS]
-    saved_zero = p[k.P_LIVE_BASE_ZERO] - p[k.P_LIVE_PHYS_ZERO]
-    sharing, shared, unshared = p[k.P_SHARING], p[k.P_SHARED], p[k.P_UNSHARED]
-    return Counters(
-        base_frames=p[k.P_LIVE_BASE],
-        frames=p[k.P_LIVE_PHYS],
-        saved_frames=saved - saved_zero,
-        saved_zero_frames=saved_zero,
-        eligible_pages=o[k.OUT_ELIGIBLE],
-        pages_shared=shared,
-        pages_sharing=sharing,
-        pages_unshared=unshared,
-        pages_volatile=items - shared - sharing - unshared,
-        pages_scanned=p[k.P_SCANNED],
-        full_scans=p[k.P_FULL_SCANS],
-        general_profit_bytes=sharing * BYTES_PER_PAGE - items * RMAP_ITEM_BYTES,
-        rmap_items=items,
-        stable_nodes=nodes,
-        stable_chains=chains,
-        mm_slots=mm_slots,
-        metadata_bytes=items * RMAP_ITEM_BYTES
-        + (nodes + chains) * STABLE_NODE_BYTES
-        + mm_slots * MM_SLOT_BYTES,
-        merge_cpu_ns=p[k.P_CPU_NS],
-        cow_breaks=p[k.P_COW],
-        cow_cpu_ns=p[k.P_COW_NS],
-        cross_domain_pages=o[k.OUT_CROSS],
-        cross_domain_sensitive_pages=o[k.OUT_CROSS_SENSITIVE],
-        unmerge_frames=o[k.OUT_UNMERGE],
-    )
+def _content_keys(zero: NDArray[np.generic]) -> NDArray[np.uint64]:
+    """An order of contents as good as that of their bytes: any, but zeroes come first."""
+    ids = np.arange(len(zero), dtype=np.uint64)
+    key = (ids + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.where(zero != 0, ids, (key ^ (key >> np.uint64(31))) | np.uint64(1 << 63))
+
+
+def _close_ring(slots: I32, members: NDArray[np.int64], offset: int = 0) -> None:
+    """Link these rows of `slots` in a ring, the first being its head; registered, all but it."""
+    slots[members, k.L_NEXT] = np.roll(members, -1) + offset
+    slots[members, k.L_PREV] = np.roll(members, 1) + offset
+    slots[members[1:], k.L_STATE] = k.REGISTERED
+
+
+def _slots(order: I32, served: NDArray[np.generic], mm: I32, n_partitions: int
+           ) -> tuple[I32, I32]:
+    """mm slots per partition and mm, after the heads of the rings; and each order entry's slot."""
+    n_heads = n_partitions + 1
+    key = served[order].astype(np.int64) * 2**32 + mm[order]
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    slots = np.zeros((n_heads + len(starts), k.SLOT_FIELDS), dtype=np.int32)
+    slots[:n_heads, k.L_NEXT] = slots[:n_heads, k.L_PREV] = np.arange(n_heads)
+    slots[n_heads:, k.L_START] = starts
+    counts = np.diff(np.append(starts, len(order)))
+    slots[n_heads:, k.L_COUNT] = slots[n_heads:, k.L_MERGEABLE] = counts
+    slots[n_heads:, k.L_MM] = mm[order[starts]]
+    return slots, np.repeat(np.arange(n_heads, len(slots), dtype=np.int32), counts)
+
+
+def _with_arrivals(slots: I32, slot_of: I32, order: I32, served: NDArray[np.generic],
+                   content: I32, event_time: I64, events: I32) -> tuple[I64, I32]:
+    """The events with those of mms that register: each before its first page appears.
+
+    mms with a page at time 0 are registered from the start, in order.
+    """
+    n_heads = len(slots) - len(np.unique(slot_of))
+    present = np.unique(slot_of[content[order] >= 0])
+    part_of_slot = np.zeros(len(slots), np.int64)
+    part_of_slot[slot_of] = served[order].astype(np.int64) + 1
+    for row in range(1, n_heads):
+        _close_ring(slots, np.append(row, present[part_of_slot[present] == row]))
+    slot_of_site = np.full(len(served), -1, np.int32)
+    slot_of_site[order] = slot_of
+    at = np.flatnonzero(events[:, 1] >= 0)
+    late, first = np.unique(slot_of_site[events[at, 0]], return_index=True)
+    is_new = (late >= 0) & ~np.isin(late, present)
+    late, first = late[is_new], at[first[is_new]]
+    arrivals = np.column_stack([~late, np.full(len(late), k.REGISTERED), part_of_slot[late]])
+    return (np.insert(event_time, first, event_time[first]),
+            np.ascontiguousarray(np.insert(events, first, arrivals, axis=0), dtype=np.int32))

@@ -552,6 +552,8 @@ _EXPECTED = {
     "at": "boot, boot: {after: 10s} or every: 30min",
     "mergeable": "captured, all, none, true or false",
     "hz": "100, 250, 300 or 1000",
+    "kernel": 'one of "6.1", "6.12" and "6.18", in quotes',
+    "advisor_mode": "none or scan-time",
     "horizon": "a duration such as 15min, or captured",
 }
 

@@ -214,7 +214,7 @@ class _Resolver:
                     host.name, host.memory_bytes,
                     int(host.memory_bytes * fields["reserved"].default),
                     min(host.cpus or fields["cores"].default, 65536), fields["hz"].default,
-                    _TIMINGS))
+                    _TIMINGS, fields["kernel"].default))
         if fleet is not None and not fleet.hosts:
             self.raw.doubt(("hosts", "from"), "the inventory lists no host; list the hosts here, "
                            "or import it again with the hosts' listing")
@@ -313,7 +313,8 @@ class _Resolver:
                 f"count {host.count}: hosts and guests stand as captured in this version; "
                 "placing guests on copies of a host arrives with the population model",
             )
-        return HostSpec(host.name, host.memory, reserved_bytes, host.cores, host.hz, host.timings)
+        return HostSpec(host.name, host.memory, reserved_bytes, host.cores, host.hz,
+                        host.timings, host.kernel)
 
     def _host_of(
         self, index: int, workload: WorkloadModel, hosts: tuple[HostSpec, ...]
@@ -452,7 +453,8 @@ class _Resolver:
             seed=document.seed,
             horizon_ns=document.horizon_ns,
             hosts=tuple(
-                HostSpec(h.name, h.memory_bytes, h.reserved_bytes, h.cores, h.hz, h.timings)
+                HostSpec(h.name, h.memory_bytes, h.reserved_bytes, h.cores, h.hz, h.timings,
+                         h.kernel)
                 for h in document.hosts
             ),
             workloads=tuple(
@@ -711,8 +713,17 @@ class _Resolver:
                         elif value not in values[key] and key not in open_keys:
                             self.raw.fault(path, f"no guest or region has {key}={value}"
                                            f"{did_you_mean(value, values[key])}")
+            if isinstance(policy.merge, Ksmd):
+                self._check_knobs(index, policy.merge, scenario.hosts)
             if isinstance(policy.merge, Sync) and scenario.horizon_ns > 0:
                 self._check_triggers(index, policy.merge, scenario.horizon_ns)
+
+    def _check_knobs(self, index: int, ksmd: Ksmd, hosts: tuple[HostSpec, ...]) -> None:
+        old = [host.name for host in hosts if host.kernel == "6.1"]
+        for name in sorted(ksmd.given()):
+            if old and (name == "smart_scan" or name.startswith("advisor_")):
+                self.raw.fault(("policies", index, "merge", "ksmd", name),
+                               f"kernel 6.1 of host {old[0]!r} has no {name}", at_key=True)
 
     def _check_triggers(self, index: int, merge: Sync, horizon_ns: int) -> None:
         at = ("policies", index, "merge", "sync", "at")
@@ -780,8 +791,7 @@ def _policy(policy: PolicyModel | ResolvedPolicy) -> PolicySpec:
     merge: Merge = Never()
     if not isinstance(policy.merge, str):
         if policy.merge.ksmd is not None:
-            ksmd = policy.merge.ksmd
-            merge = Ksmd(ksmd.pages_to_scan, ksmd.sleep_millisecs, ksmd.max_page_sharing)
+            merge = Ksmd(**policy.merge.ksmd.model_dump())
         elif policy.merge.sync is not None:
             merge = Sync(tuple(map(_trigger, policy.merge.sync.at)))
     return PolicySpec(

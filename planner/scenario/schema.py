@@ -141,6 +141,20 @@ def _knob(value: object) -> object:
     )
 
 
+def _flag(value: object) -> object:
+    """Kernel switches: true or false, or 0 or 1 as written to sysfs."""
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise ValueError(f"expected true or false, or 0 or 1 as in {_SYSFS[:-1]}, got {what_is(value)}")
+
+
+def _kernel(value: object) -> object:
+    # Unquoted in YAML 6.1 is a number, and 6.10 the same as 6.1.
+    if isinstance(value, float):
+        raise ValueError(f'expected a quoted version, such as "6.18", got {what_is(value)}')
+    return value
+
+
 def _mergeable(value: object) -> object:
     return {True: "all", False: "none"}[value] if isinstance(value, bool) else value
 
@@ -204,6 +218,7 @@ Text = Annotated[
 ]
 Format = Annotated[Literal[1], BeforeValidator(_not_true)]
 TimerHz = Annotated[Literal[100, 250, 300, 1000], BeforeValidator(_not_true)]
+KernelName = Annotated[Literal["6.1", "6.12", "6.18"], BeforeValidator(_kernel)]
 Size = Annotated[int, BeforeValidator(_size), WithJsonSchema(_SIZE_SCHEMA)]
 Duration = Annotated[int, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
 PositiveDuration = Annotated[
@@ -275,11 +290,7 @@ class Box(Strict):
 class KsmdModel(Strict):
     """The kernel's own scanner; knobs have the names, defaults and ranges of sysfs."""
 
-    later: ClassVar[frozenset[str]] = frozenset(
-        {"advisor_mode", "advisor_target_scan_time", "advisor_max_cpu",
-         "advisor_min_pages_to_scan", "advisor_max_pages_to_scan", "smart_scan",
-         "use_zero_pages", "merge_across_nodes", "stable_node_chains_prune_millisecs"}
-    )
+    later: ClassVar[frozenset[str]] = frozenset({"merge_across_nodes"})
 
     pages_to_scan: Annotated[int, BeforeValidator(_knob)] = Field(
         default=100, ge=1, le=2**32 - 1, title="Pages to scan",
@@ -296,6 +307,51 @@ class KsmdModel(Strict):
         description="Sites that may share one KSM page; a further site starts a duplicate "
         "on the page's chain.",
         json_schema_extra={"x-kernel-file": _SYSFS + "max_page_sharing"},
+    )
+    stable_node_chains_prune_millisecs: Annotated[int, BeforeValidator(_knob)] = Field(
+        default=2000, ge=0, le=2**32 - 1, title="Time between prunings of a chain",
+        description="How long a chain of KSM pages of one content goes before stale ones are "
+        "sought throughout, in milliseconds.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "stable_node_chains_prune_millisecs"},
+    )
+    use_zero_pages: Annotated[bool, BeforeValidator(_flag)] = Field(
+        default=False, title="Use zero pages",
+        description="Merge pages of zeroes with the shared zero page.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "use_zero_pages"},
+    )
+    smart_scan: Annotated[bool, BeforeValidator(_flag)] | None = Field(
+        default=None, title="Smart scan",
+        description="Skip pages that could not be merged before, more often as they age. On "
+        "unless said otherwise; kernel 6.1 does not have it.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "smart_scan"},
+    )
+    advisor_mode: Literal["none", "scan-time"] | None = Field(
+        default=None, title="Advisor",
+        description="scan-time: after each full scan the kernel sets pages_to_scan itself, to "
+        "scan everything within a target time. Kernel 6.1 does not have it.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "advisor_mode"},
+    )
+    advisor_max_cpu: Annotated[int, BeforeValidator(_knob)] | None = Field(
+        default=None, ge=0, le=2**32 - 1, title="Most CPU by the advisor",
+        description="Upper limit of ksmd's CPU use in per cent of one CPU; the kernel's "
+        "default is 70.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "advisor_max_cpu"},
+    )
+    advisor_target_scan_time: Annotated[int, BeforeValidator(_knob)] | None = Field(
+        default=None, ge=1, le=2**32 - 1, title="Target of the advisor",
+        description="Seconds that a full scan shall take; the kernel's default is 200.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "advisor_target_scan_time"},
+    )
+    advisor_min_pages_to_scan: Annotated[int, BeforeValidator(_knob)] | None = Field(
+        default=None, ge=1, le=2**32 - 1, title="Start of the advisor",
+        description="The pages_to_scan that the advisor starts from (no lower limit, despite "
+        "its name); the kernel's default is 500.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "advisor_min_pages_to_scan"},
+    )
+    advisor_max_pages_to_scan: Annotated[int, BeforeValidator(_knob)] | None = Field(
+        default=None, ge=1, le=2**32 - 1, title="Most pages by the advisor",
+        description="Upper limit of pages_to_scan; the kernel's default is 30000.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "advisor_max_pages_to_scan"},
     )
 
 
@@ -405,7 +461,7 @@ class PolicyModel(Strict):
 class HostModel(Strict):
     """One machine."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"numa_nodes", "kernel"})
+    later: ClassVar[frozenset[str]] = frozenset({"numa_nodes"})
 
     name: Name = Field(title="Host name", description="Name by which workloads refer to it.")
     memory: Size = Field(title="Memory", description="Installed memory.")
@@ -421,6 +477,11 @@ class HostModel(Strict):
     hz: TimerHz = Field(
         default=250, title="Timer frequency",
         description="The host kernel's CONFIG_HZ; sleeps of ksmd are whole ticks of it.",
+    )
+    kernel: KernelName = Field(
+        default="6.18", title="Kernel",
+        description="The Linux version whose KSM the host runs, in quotes: 6.1 (up to 6.10), "
+        "6.12 or 6.18.",
     )
     timings: Text = Field(
         default="builtin:unmeasured", title="Cost timings",
@@ -616,6 +677,7 @@ class ResolvedHost(Strict):
     cores: int = Field(ge=1, le=65536)
     hz: TimerHz
     timings: Text
+    kernel: KernelName
 
 
 class ResolvedGuest(Strict):
@@ -653,6 +715,14 @@ class ResolvedKsmd(Strict):
     pages_to_scan: int = Field(ge=1, le=2**32 - 1)
     sleep_millisecs: int = Field(ge=0, le=2**32 - 1)
     max_page_sharing: int = Field(ge=2, le=2**31 - 1)
+    stable_node_chains_prune_millisecs: int = Field(ge=0, le=2**32 - 1)
+    use_zero_pages: bool
+    smart_scan: bool | None = None
+    advisor_mode: Literal["none", "scan-time"] | None = None
+    advisor_max_cpu: int | None = Field(default=None, ge=0, le=2**32 - 1)
+    advisor_target_scan_time: int | None = Field(default=None, ge=1, le=2**32 - 1)
+    advisor_min_pages_to_scan: int | None = Field(default=None, ge=1, le=2**32 - 1)
+    advisor_max_pages_to_scan: int | None = Field(default=None, ge=1, le=2**32 - 1)
 
 
 class ResolvedBoot(Strict):

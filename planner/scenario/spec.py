@@ -8,7 +8,7 @@ every result and is accepted back wherever a scenario file is; resolving it chan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "GuestFacts",
     "GuestSpec",
     "HostSpec",
+    "Kernel",
     "Ksmd",
     "Labels",
     "Merge",
@@ -32,6 +33,9 @@ __all__ = [
     "to_json",
 ]
 
+#: Linux versions whose KSM is modelled.
+Kernel = Literal["6.1", "6.12", "6.18"]
+
 #: Labels sorted by key.
 Labels = tuple[tuple[str, str], ...]
 
@@ -41,7 +45,10 @@ OWN_LABELS = ("domain", "group", "guest")
 
 @dataclass(frozen=True, slots=True)
 class HostSpec:
-    """One machine. `reserved_bytes` is what the host itself needs; `hz` its timer frequency."""
+    """One machine. `reserved_bytes` is what the host itself needs; `hz` its timer frequency.
+
+    `kernel`: the version whose KSM it runs.
+    """
 
     name: str
     memory_bytes: int
@@ -49,6 +56,7 @@ class HostSpec:
     cores: int
     hz: int
     timings: str
+    kernel: Kernel = "6.18"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +103,27 @@ class Never:
 
 @dataclass(frozen=True, slots=True)
 class Ksmd:
-    """The kernel's scanner thread; names and defaults of /sys/kernel/mm/ksm."""
+    """The kernel's scanner thread; names and defaults of /sys/kernel/mm/ksm.
+
+    None: what the host's kernel has by default.
+    """
 
     pages_to_scan: int = 100
     sleep_millisecs: int = 20
     max_page_sharing: int = 256
+    stable_node_chains_prune_millisecs: int = 2000
+    use_zero_pages: bool = False
+    smart_scan: bool | None = None
+    advisor_mode: Literal["none", "scan-time"] | None = None
+    advisor_max_cpu: int | None = None
+    advisor_target_scan_time: int | None = None
+    advisor_min_pages_to_scan: int | None = None
+    advisor_max_pages_to_scan: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The values that are not left to the kernel, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +257,7 @@ def to_json(scenario: Scenario) -> dict[str, Any]:
                 "cores": host.cores,
                 "hz": host.hz,
                 "timings": host.timings,
+                "kernel": host.kernel,
             }
             for host in scenario.hosts
         ],
@@ -283,13 +308,7 @@ def _merge_json(merge: Merge) -> str | dict[str, Any]:
     if isinstance(merge, Never):
         return "never"
     if isinstance(merge, Ksmd):
-        return {
-            "ksmd": {
-                "pages_to_scan": merge.pages_to_scan,
-                "sleep_millisecs": merge.sleep_millisecs,
-                "max_page_sharing": merge.max_page_sharing,
-            }
-        }
+        return {"ksmd": merge.given()}
     return {
         "sync": {
             "at": [

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from planner.ksm.space import EventTable, MergeSpaces, SiteTable
+from planner.ksm.knobs import Knobs
+from planner.ksm.records import EventTable, SiteTable
+from planner.ksm.space import MergeSpaces
 from planner.runner import TraceStore, load_scenario, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -72,7 +74,7 @@ def test_ksmd_over_500_000_pages_for_4_minutes(benchmark: BenchmarkFixture,
     def spaces() -> tuple[tuple[MergeSpaces], dict[str, object]]:
         made = MergeSpaces(sites, events, n_partitions=1, domain_is_sensitive=[0],
                            content_is_zero=np.zeros(n_contents + n_writes, np.uint8))
-        made.start_scanner(0, pages_to_scan=4000)
+        made.start_scanner(0, Knobs(pages_to_scan=4000, smart_scan=False))
         return (made,), {}
 
     def advance(made: MergeSpaces) -> None:

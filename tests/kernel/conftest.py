@@ -20,7 +20,13 @@ KNOBS = ("advisor_mode", "max_page_sharing", "merge_across_nodes", "use_zero_pag
 
 
 class Ksm:
-    """Reads and writes the knobs of this kernel's KSM, one full scan at a time if wanted."""
+    """Reads and writes the knobs of this kernel's KSM, one full scan at a time if wanted.
+
+    `lock` is the descriptor that holds KSM's lock meanwhile.
+    """
+
+    def __init__(self, lock: int = -1) -> None:
+        self.lock = lock
 
     def __getitem__(self, name: str) -> int:
         return int((KSM / name).read_text())
@@ -98,7 +104,7 @@ def ksm() -> Iterator[Ksm]:
                 os.close(lock)
                 pytest.skip("another user of KSM holds its lock")
             time.sleep(0.2)
-    control = Ksm()
+    control = Ksm(lock)
     found = {name: (KSM / name).read_text().strip() for name in (*KNOBS, "run")
              if (KSM / name).exists()}
     advised = advised_processes()

@@ -1,0 +1,1 @@
+"""The model held against the running kernel: drive ksmd, watch it, forecast, replay, calibrate."""

@@ -1,0 +1,1 @@
+"""Real workloads to hold the model against, by hand: see `python -m tests.validation --help`."""
