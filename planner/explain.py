@@ -22,11 +22,10 @@ import planner
 from planner.engine import simulate_host
 from planner.errors import DataError
 from planner.fleet import FleetHost
-from planner.ksm.cost import BUILTIN_UNMEASURED
 from planner.metrics import HOSTS, Recorder, Result
 from planner.policies.partition import partition_classes
 from planner.results import policy_row, scenario_of
-from planner.runner import TraceStore, build_hosts
+from planner.runner import TraceStore, build_hosts, cost_of
 from planner.scenario.spec import Never, PolicySpec, Scenario
 
 __all__ = ["FORMAT_VERSION", "Step", "Waterfall", "explain", "scenario_of_traces"]
@@ -230,8 +229,8 @@ def _saved_without_writes(scenario: Scenario, policy: PolicySpec, hosts: Sequenc
 
         simulate_host(_at_the_end(host), policy, sensitive=scenario.domains.sensitive,
                       horizon_ns=scenario.horizon_ns,
-                      sample_every_ns=scenario.output.sample_every_ns, cost=BUILTIN_UNMEASURED,
-                      recorder=recorder, progress=report)
+                      sample_every_ns=scenario.output.sample_every_ns,
+                      cost=cost_of(host.spec.timings), recorder=recorder, progress=report)
         last = max(recorder.table(HOSTS).to_pylist(), key=lambda row: int(row["time_ns"]))
         n_frames += (int(last["saved_bytes"]) + int(last["metadata_bytes"])) // _PAGE_BYTES
     return n_frames
