@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import defaultdict
 from itertools import combinations
@@ -224,3 +225,14 @@ def test_a_validation_is_shown_and_a_wrong_file_refused(
     assert not Path("w.html").exists()
     assert main(["report", str(result), "--validation", "v.json"]) == 2
     assert "add --format html" in capsys.readouterr().err
+
+
+def test_the_commands_in_the_docs_work(result: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs/report.md").read_text()
+    (block,) = re.findall(r"```sh\n(planner report .*?)```", text, re.DOTALL)
+    commands = [line.partition("#")[0].split()[1:] for line in block.splitlines()]
+    assert len(commands) == 5
+    for command in commands:
+        assert command[1] == "results/quickstart-0fba35"
+        assert main([command[0], str(result), *command[2:]]) == 0
+    assert all(Path(name).stat().st_size for name in ("report.html", "static.html", "out.html"))

@@ -74,6 +74,8 @@ def base(description: str, facts: Facts, values: list[dict[str, Any]]) -> Spec:
         "data": {"values": values},
         "config": {
             "font": "system-ui, sans-serif",
+            # No commas between thousands: the page groups with thin spaces.
+            "numberFormat": ".12~r",
             "view": {"stroke": None},
             "axis": axis,
             "legend": {"orient": "bottom", "columns": columns,

@@ -161,7 +161,8 @@ def exposure_chart(facts: Facts) -> Spec:
     grey = {"symbolFillColor": GREY, "symbolStrokeColor": GREY}
     spec["encoding"] = {
         "x": {"field": "pages", "type": "quantitative", "title": "cross-domain pages",
-              "scale": from_zero(values), "axis": {"tickMinStep": 1, "tickCount": 6}},
+              "scale": from_zero(values), "axis": {
+                  "tickMinStep": 1, "tickCount": 6, "labelExpr": "format(datum.value, '~s')"}},
         "y": {"field": "saved", "type": "quantitative",
               "title": f"saved, zero pages not counted ({unit.name})", "scale": from_zero(values)},
     }
@@ -291,7 +292,8 @@ def waterfall_chart(document: Mapping[str, Any], strategy: Strategy, facts: Fact
         {"mark": {"type": "bar", "fill": colour, "stroke": colour, "strokeWidth": 1},
          "encoding": {
              "x": {"field": "from", "type": "quantitative", "title": title,
-                   "scale": {"zero": True, "domain": [0, most * 1.14], "nice": False}},
+                   "scale": {"zero": True, "domain": [0, most * 1.14], "nice": False},
+                   "axis": {"tickCount": 5}},
              "x2": {"field": "to"},
              "fillOpacity": _FILLED_AS_GIVEN,
              "tooltip": [{"field": "step", "type": "nominal"},
