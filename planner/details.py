@@ -58,10 +58,11 @@ def details_of(result: Result, *, traces: Iterable[Path] = (), store: TraceStore
     if progress is not None:
         progress("who shares with whom", len(policies) / n_steps)
     paths = {workload.trace_digest: workload.trace for workload in scenario.workloads}
+    recorded = {record.get("digest"): record.get("path") for record in result.run["traces"]}
     diagnosis = []
-    for record in result.run["traces"]:
-        info = trace_info(store.open(paths[record["digest"]]))
-        diagnosis.append({"trace": record["path"], "snapshot_id": info.snapshot_id,
+    for digest, path in paths.items():
+        info = trace_info(store.open(path))
+        diagnosis.append({"trace": recorded.get(digest) or path, "snapshot_id": info.snapshot_id,
                           **info.diagnosis.to_json()})
     return {
         "format_version": FORMAT_VERSION, "kind": "planner.details",

@@ -145,7 +145,7 @@ def test_every_chart_compiles(name: str) -> None:
 
 def test_a_result_with_all_there_is_has_all_charts() -> None:
     assert list(charts(make_result(), details=make_details())) == [
-        "over-time", "exposure", "where", "cpu", "waterfall-0", "waterfall-1", "waterfall-2",
+        "over-time", "exposure", "where", "cpu", "waterfall-1", "waterfall-2", "waterfall-3",
         "progress", "undone", "headroom"]
 
 
@@ -180,7 +180,7 @@ def test_a_policy_has_one_colour_on_the_whole_page() -> None:
                     n_scales += 1
                     assert dict(zip(scale["domain"], scale["range"], strict=True)) == expected
     assert n_scales == 10
-    drawn = charts(result, details=make_details())["waterfall-1"]["layer"][0]["mark"]
+    drawn = charts(result, details=make_details())["waterfall-2"]["layer"][0]["mark"]
     assert drawn["fill"] == expected["sync-domain"]
     html = render_html(result, make_details())
     for label, colour in expected.items():
@@ -198,8 +198,23 @@ def test_memory_axes_start_at_zero() -> None:
     for name, axis in (("over-time", "y"), ("exposure", "y"), ("exposure", "x"), ("where", "x"),
                        ("cpu", "y")):
         assert specs[name]["encoding"][axis]["scale"]["zero"] is True
-    for name in ("headroom", "waterfall-0"):
+    for name in ("headroom", "waterfall-1"):
         assert specs[name]["layer"][0]["encoding"]["x"]["scale"]["zero"] is True
+
+
+def test_an_axis_of_zeros_starts_at_zero_too() -> None:
+    specs = charts(make_result(POLICIES[:1]))
+    for name, axis in (("over-time", "y"), ("undone", "y"), ("cpu", "y"), ("exposure", "x")):
+        assert specs[name]["encoding"][axis]["scale"] == {"zero": True, "domain": [0, 1]}
+
+
+def test_of_many_waterfalls_the_recommended_one_and_the_greatest_are_drawn() -> None:
+    policies = [POLICIES[0], ("small", "sync", "domain", 100, 0, 0, 0, 1.0, 9),
+                *((f"p{i}", *POLICIES[1][1:3], 200 + i, *POLICIES[1][4:]) for i in range(9))]
+    drawn = [name for name in charts(make_result(policies), details=make_details(policies))
+             if name.startswith("waterfall")]
+    assert drawn == ["waterfall-1", *(f"waterfall-{i}" for i in range(6, 11))]
+    assert gather(make_result(policies)).strategies[1].name == "small"
 
 
 def test_savings_over_time_are_added_up_over_hosts_and_thinned_evenly() -> None:

@@ -68,7 +68,7 @@ def test_a_negative_result_says_why_on_top() -> None:
     assert "Do not enable merging here" in top
     assert 'class="verdict negative"' in top
     assert "of the memory under ksmd: content found nowhere else" in top
-    assert "of guests is in huge pages; split them." in top
+    assert "of the trace guests is in huge pages; split them." in top
     assert "negative" not in section(render_html(make_result(), make_details()), "verdict")
 
 

@@ -74,6 +74,8 @@ def base(description: str, facts: Facts, values: list[dict[str, Any]]) -> Spec:
         "data": {"values": values},
         "config": {
             "font": "system-ui, sans-serif",
+            # No commas between thousands: the page groups with thin spaces.
+            "numberFormat": ".12~r",
             "view": {"stroke": None},
             "axis": axis,
             "legend": {"orient": "bottom", "columns": columns,
@@ -85,9 +87,11 @@ def base(description: str, facts: Facts, values: list[dict[str, Any]]) -> Spec:
     }
 
 
-def from_zero(values: list[dict[str, Any]]) -> Spec:
-    """Scale of an axis that starts at zero, also where there is nothing to draw."""
-    return {"zero": True} if values else {"zero": True, "domain": [0, 1]}
+def from_zero(values: list[dict[str, Any]], field: str) -> Spec:
+    """Scale of the axis of `field` that starts at zero, also where all of it is zero."""
+    if any(value[field] for value in values):
+        return {"zero": True}
+    return {"zero": True, "domain": [0, 1]}
 
 
 def colour_scale(facts: Facts) -> Spec:

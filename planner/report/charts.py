@@ -20,7 +20,7 @@ from planner.report.chart_base import (
     policy_lines,
     time_unit,
 )
-from planner.report.facts import Facts, Strategy, gather, memory_unit
+from planner.report.facts import Facts, Strategy, gather, memory_unit, recommended
 from planner.report.series import (
     Headroom,
     Samples,
@@ -33,8 +33,9 @@ from planner.report.series import (
 if TYPE_CHECKING:
     from planner.metrics import Result
 
-__all__ = ["MAX_WATERFALLS", "STEP_NAMES", "charts", "exposure_chart", "frontier",
-           "headroom_chart", "shortfall_bytes", "waterfall_chart", "waterfalls", "where_chart"]
+__all__ = ["MAX_WATERFALLS", "STEP_NAMES", "charts", "drawn_waterfalls", "exposure_chart",
+           "frontier", "headroom_chart", "shortfall_bytes", "waterfall_chart", "waterfalls",
+           "where_chart"]
 
 #: Waterfalls drawn; the table has all of them.
 MAX_WATERFALLS = 6
@@ -71,7 +72,7 @@ def _over_time(samples: Samples, facts: Facts, column: str, scale: float,
 
 def _time_axis(name: str, values: list[dict[str, Any]]) -> Spec:
     return {"field": "time", "title": f"time ({name})",
-            "scale": from_zero(values) | {"nice": False}}
+            "scale": from_zero(values, "time") | {"nice": False}}
 
 
 def over_time_chart(samples: Samples, facts: Facts) -> Spec:
@@ -82,7 +83,7 @@ def over_time_chart(samples: Samples, facts: Facts) -> Spec:
         "Saved memory over time, one line per strategy", facts, values,
         x=_time_axis(name, values),
         y={"field": "value", "title": f"saved, zero pages not counted ({unit.name})",
-           "scale": from_zero(values)})
+           "scale": from_zero(values, "value")})
 
 
 def cpu_chart(samples: Samples, facts: Facts) -> Spec:
@@ -92,7 +93,7 @@ def cpu_chart(samples: Samples, facts: Facts) -> Spec:
         "CPU time spent scanning and merging since the start, one line per strategy", facts, values,
         x=_time_axis(name, values),
         y={"field": "value", "title": "merge CPU since the start (s)",
-           "scale": from_zero(values)}, interpolate="linear")
+           "scale": from_zero(values, "value")}, interpolate="linear")
 
 
 def progress_chart(samples: Samples, facts: Facts) -> Spec:
@@ -112,7 +113,8 @@ def progress_chart(samples: Samples, facts: Facts) -> Spec:
            "scale": {"type": "log", "domain": [min(drawn), max(max(drawn), min(drawn) * 1.01)],
                      "nice": False},
            "axis": {"format": "~r", "tickCount": 5, "labelOverlap": "greedy"}},
-        y={"field": "value", "title": "of its last saving (%)", "scale": from_zero(values)})
+        y={"field": "value", "title": "of its last saving (%)",
+           "scale": from_zero(values, "value")})
 
 
 def undone_chart(samples: Samples, facts: Facts) -> Spec:
@@ -126,7 +128,7 @@ def undone_chart(samples: Samples, facts: Facts) -> Spec:
     return policy_lines(
         "Merged pages written to a second, one line per strategy", facts, values,
         x=_time_axis(name, values),
-        y={"field": "value", "title": "COW breaks a second", "scale": from_zero(values)},
+        y={"field": "value", "title": "COW breaks a second", "scale": from_zero(values, "value")},
         interpolate="step-before")
 
 
@@ -161,9 +163,11 @@ def exposure_chart(facts: Facts) -> Spec:
     grey = {"symbolFillColor": GREY, "symbolStrokeColor": GREY}
     spec["encoding"] = {
         "x": {"field": "pages", "type": "quantitative", "title": "cross-domain pages",
-              "scale": from_zero(values), "axis": {"tickMinStep": 1, "tickCount": 6}},
+              "scale": from_zero(values, "pages"), "axis": {
+                  "tickMinStep": 1, "tickCount": 6, "labelExpr": "format(datum.value, '~s')"}},
         "y": {"field": "saved", "type": "quantitative",
-              "title": f"saved, zero pages not counted ({unit.name})", "scale": from_zero(values)},
+              "title": f"saved, zero pages not counted ({unit.name})",
+              "scale": from_zero(values, "saved")},
     }
     points: Spec = {
         "mark": {"type": "point", "filled": True, "strokeWidth": 2, "strokeOpacity": 1,
@@ -213,7 +217,7 @@ def _policy_bars(description: str, facts: Facts, values: list[dict[str, Any]],
         "y": {"field": "policy", "type": "nominal", "title": None, "sort": None,
               "axis": {"labelLimit": 200}},
         "x": {"field": "memory", "type": "quantitative", "title": title, "stack": "zero",
-              "scale": from_zero(values)},
+              "scale": from_zero(values, "memory")},
         "fill": colour,
         "stroke": colour,
         "fillOpacity": _FILLED_AS_GIVEN,
@@ -291,7 +295,8 @@ def waterfall_chart(document: Mapping[str, Any], strategy: Strategy, facts: Fact
         {"mark": {"type": "bar", "fill": colour, "stroke": colour, "strokeWidth": 1},
          "encoding": {
              "x": {"field": "from", "type": "quantitative", "title": title,
-                   "scale": {"zero": True, "domain": [0, most * 1.14], "nice": False}},
+                   "scale": {"zero": True, "domain": [0, most * 1.14], "nice": False},
+                   "axis": {"tickCount": 5}},
              "x2": {"field": "to"},
              "fillOpacity": _FILLED_AS_GIVEN,
              "tooltip": [{"field": "step", "type": "nominal"},
@@ -311,6 +316,16 @@ def waterfalls(details: Mapping[str, Any] | None, facts: Facts,
             if each["policy"] in by_name]
 
 
+def drawn_waterfalls(details: Mapping[str, Any] | None, facts: Facts,
+                     ) -> list[tuple[Strategy, Mapping[str, Any]]]:
+    """Of the waterfalls those drawn, in scenario order: the recommended one and the greatest."""
+    found = waterfalls(details, facts)
+    chosen = recommended(facts)
+    kept = sorted(found, key=lambda each: (each[0] is not chosen, -each[0].saved_bytes,
+                                           each[0].index))[:MAX_WATERFALLS]
+    return sorted(kept, key=lambda each: each[0].index)
+
+
 def charts(result: Result, facts: Facts | None = None,
            details: Mapping[str, Any] | None = None) -> dict[str, Spec]:
     """All charts by their id in the page, in page order; `details` as of `planner.details`."""
@@ -322,8 +337,8 @@ def charts(result: Result, facts: Facts | None = None,
         "where": where_chart(facts),
         "cpu": cpu_chart(samples, facts),
     }
-    for number, (strategy, document) in enumerate(waterfalls(details, facts)[:MAX_WATERFALLS]):
-        found[f"waterfall-{number}"] = waterfall_chart(document, strategy, facts)
+    for strategy, document in drawn_waterfalls(details, facts):
+        found[f"waterfall-{strategy.index}"] = waterfall_chart(document, strategy, facts)
     found["progress"] = progress_chart(samples, facts)
     found["undone"] = undone_chart(samples, facts)
     rooms = headrooms(samples, result, facts)

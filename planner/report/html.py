@@ -16,7 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from planner.report import sections
-from planner.report.charts import charts, waterfalls
+from planner.report.charts import charts, drawn_waterfalls
 from planner.report.facts import UNPRINTABLE, Facts, clean, gather, recommended, verdict
 from planner.report.redact import redacted
 from planner.report.series import read_samples
@@ -124,9 +124,8 @@ def render_html(result: Result, details: Mapping[str, Any] | None = None, *,
         "over_time": sections.time_table(samples, facts),
         "partitions": sections.partition_groups(result, facts),
         "waterfall": sections.waterfall_table(details, facts),
-        "waterfall_charts": [(f"waterfall-{number}", strategy.label)
-                             for number, (strategy, _) in enumerate(waterfalls(details, facts))
-                             if f"waterfall-{number}" in specs],
+        "waterfall_charts": [(f"waterfall-{strategy.index}", strategy.label)
+                             for strategy, _ in drawn_waterfalls(details, facts)],
         "matrices": sections.matrices(details),
         "reach": sections.reach_rows(samples, facts),
         "bursts": sections.burst_rows(samples, facts),

@@ -7,7 +7,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from planner.report.chart_base import look, time_unit
-from planner.report.charts import STEP_NAMES, frontier, shortfall_bytes, waterfalls
+from planner.report.charts import (
+    STEP_NAMES,
+    drawn_waterfalls,
+    frontier,
+    shortfall_bytes,
+    waterfalls,
+)
 from planner.report.explain_text import waterfall_sentence
 from planner.report.facts import Facts, Strategy, clean, distinct, memory_unit, recommended
 from planner.report.series import Burst, Headroom, Samples, bursts, headrooms, reached
@@ -225,7 +231,7 @@ def waterfall_table(details: Details, facts: Facts) -> dict[str, Any] | None:
     return {"unit": unit.name, "strategies": [_named(strategy) for strategy, _ in found],
             "rows": list(rows.values()),
             "sentences": [clean(waterfall_sentence({**document, "policy": strategy.label}), 1000)
-                          for strategy, document in found]}
+                          for strategy, document in drawn_waterfalls(details, facts)]}
 
 
 def _without_count(step: Mapping[str, Any]) -> str:
@@ -306,5 +312,6 @@ def reasons(details: Details, facts: Facts) -> list[str]:
         if most is not None:
             advice = f"; {clean(most['instead'], 200)}" if most["instead"] else ""
             told.append(f"{format_size(int(most['n_bytes']))} ({format_share(most['share'])}) of "
-                        f"{_trace_name(each['trace'])} is {clean(most['text'], 160)}{advice}.")
+                        f"the trace {_trace_name(each['trace'])} is "
+                        f"{clean(most['text'], 160)}{advice}.")
     return told

@@ -13,6 +13,8 @@ __all__ = ["VEGA_LITE", "chart_svgs"]
 #: The Vega-Lite that is vendored for pages with scripts.
 VEGA_LITE = "6.4"
 _WIDTH = 520
+#: Labels are measured with fonts of vl-convert's and shown with the reader's, which may be wider.
+_PADDING = {"left": 36, "right": 12, "top": 5, "bottom": 5}
 
 
 def chart_svgs(specs: Mapping[str, Spec]) -> dict[str, str]:
@@ -27,7 +29,8 @@ def chart_svgs(specs: Mapping[str, Spec]) -> dict[str, str]:
                            instead="pip install 'ksm-planner[static]'") from None
     svgs = {}
     for name, spec in specs.items():
-        text: str = vl_convert.vegalite_to_svg({**spec, "width": _WIDTH}, vl_version=VEGA_LITE)
+        sized = {**spec, "width": _WIDTH, "padding": _PADDING}
+        text: str = vl_convert.vegalite_to_svg(sized, vl_version=VEGA_LITE)
         # Ids are numbered from 0 in every chart, and a page has many.
         text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
         text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)

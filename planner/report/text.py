@@ -82,22 +82,15 @@ def definitions(facts: Facts) -> str:
     """What the table's headings mean."""
     sensitive = ", in brackets those with a sensitive domain" if facts.has_sensitive else ""
     return ("SAVED: frames freed of non-zero content, minus all of KSM's own records; OF MEMORY: "
-            "of the anonymous memory that was captured; ZERO: freed by merging zero pages, apart; "
-            "PROFIT: general_profit as the kernel counts it; 90 % AFTER: the first sample with 90 "
-            "% of the last SAVED, from the start (a boot merge waits its delay); CROSS-DOMAIN: "
-            "guest pages on merged frames shared "
-            f"by more than one domain{sensitive}; IF UNMERGED: memory needed if every merge were "
-            "undone at once. At the end of the run; page counts as in /sys/kernel/mm/ksm.")
-
-
-def closing(facts: Facts) -> str:
-    """One sentence that ends a run."""
-    n = len(facts.strategies)
-    return f"{n} {'policy' if n == 1 else 'policies'} compared. {verdict(facts)[0]}"
+            "of the captured anonymous memory; ZERO: freed by merging zero pages, apart; PROFIT: "
+            "the kernel's general_profit; 90 % AFTER: from the start to the first sample with 90 % "
+            "of the last SAVED; CROSS-DOMAIN: guest pages on merged frames of more than one "
+            f"domain{sensitive}; IF UNMERGED: memory needed if every merge were undone at once. At "
+            "the end of the run.")
 
 
 def render_text(result: Result, *, width: int, colour: bool) -> str:
-    """The strategies as a terminal table of `width` columns, definitions, one closing sentence.
+    """The strategies as a terminal table of `width` columns, its definitions, and the verdict.
 
     ANSI colours only with `colour`. Names are shown without control characters.
     """
@@ -119,7 +112,8 @@ def render_text(result: Result, *, width: int, colour: bool) -> str:
     for warning in facts.warnings:
         lines += [sgr(line, YELLOW, colour) for line in textwrap.wrap(f"Note: {warning}", width)]
     lines.append("")
-    lines += textwrap.wrap(closing(facts), width)
+    for sentence in verdict(facts):
+        lines += textwrap.wrap(sentence, width)
     return "\n".join(lines) + "\n"
 
 
