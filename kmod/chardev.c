@@ -56,8 +56,14 @@ static struct planner_dump *planner_dump_alloc(void)
 	return dump;
 }
 
-/* The address space of a process, with a reference (mm_count), or an error. */
-static struct mm_struct *planner_mm_of(u32 number)
+/**
+ * planner_mm_of() - the address space of a process
+ * @number:	its pid, in the caller's namespace
+ *
+ * Return: the address space with a reference (mm_count); -EINVAL for a number that is none and for
+ * a kernel thread, -ESRCH.
+ */
+struct mm_struct *planner_mm_of(u32 number)
 {
 	struct task_struct *task;
 	struct mm_struct *mm;

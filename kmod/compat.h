@@ -50,4 +50,70 @@ static inline int compat_page_mapcount(struct page *page)
 #define COMPAT_VM_DROPPABLE	VM_NONE
 #endif
 
+#ifdef VM_SHADOW_STACK
+#define COMPAT_VM_SHADOW_STACK	VM_SHADOW_STACK
+#else
+#define COMPAT_VM_SHADOW_STACK	VM_NONE
+#endif
+
+/*
+ * zap_page_range() was removed by "mm: remove zap_page_range and create zap_vma_pages" (6.3), which
+ * exported zap_page_range_single() instead. A size of 0 zaps nothing, but like any other empties
+ * this CPU's list of pages on their way to the LRU, which have a reference from there.
+ */
+static inline void compat_zap_page_range(struct vm_area_struct *vma, unsigned long address,
+					 unsigned long size)
+{
+#ifdef PLANNER_HAVE_ZAP_PAGE_RANGE
+	zap_page_range(vma, address, size);
+#else
+	zap_page_range_single(vma, address, size, NULL);
+#endif
+}
+
+/* Locks of single mappings came with "mm: introduce vma->vm_lock and use it" (6.4). */
+static inline void compat_vma_start_write(struct vm_area_struct *vma)
+{
+#ifdef PLANNER_HAVE_VMA_START_WRITE
+	vma_start_write(vma);
+#endif
+}
+
+/* "mm: introduce vma->vm_flags wrapper functions" (6.3) made vm_flags constant. */
+static inline void compat_vm_flags_clear(struct vm_area_struct *vma, unsigned long flags)
+{
+#ifdef PLANNER_HAVE_VM_FLAGS_CLEAR
+	vm_flags_clear(vma, flags);
+#else
+	vma->vm_flags &= ~flags;
+#endif
+}
+
+/*
+ * Makes the page at an address the process's own, as a write to it would; the mmap lock is held.
+ * 0 or an error. get_user_pages_remote() lost an argument by "mm/gup: remove vmas parameter from
+ * get_user_pages_remote()" (6.5).
+ */
+static inline int compat_break_sharing(struct mm_struct *mm, unsigned long address)
+{
+	struct page *page;
+	long ret;
+
+#ifdef PLANNER_HAVE_GUP_VMAS
+	ret = get_user_pages_remote(mm, address, 1, FOLL_WRITE | FOLL_FORCE, &page, NULL, NULL);
+#else
+	ret = get_user_pages_remote(mm, address, 1, FOLL_WRITE | FOLL_FORCE, &page, NULL);
+#endif
+	if (ret == 1)
+		put_page(page);
+	return ret == 1 ? 0 : ret ? ret : -EFAULT;
+}
+
+/* "kobject: make get_ownership() take a const *" (6.2) */
+#ifdef PLANNER_HAVE_CONST_OWNERSHIP
+#define compat_const_kobject	const struct kobject
+#else
+#define compat_const_kobject	struct kobject
+#endif
+
 #endif /* KSM_PLANNER_COMPAT_H */

@@ -143,6 +143,7 @@ static inline union planner_slot *planner_push(struct planner_dump *dump)
 	return slot;
 }
 
+struct mm_struct *planner_mm_of(u32 number);
 int planner_chardev_init(void);
 void planner_chardev_exit(void);
 
@@ -155,5 +156,19 @@ u64 planner_mm_id(const struct planner_keys *keys, const struct mm_struct *mm);
 void planner_hash_entries(struct planner_dump *dump);
 
 int planner_walk_step(struct planner_dump *dump);
+
+#ifdef PLANNER_SELECTIVE_KSM
+int planner_partition_init(void);
+void planner_partition_exit(void);
+#else
+static inline int planner_partition_init(void)
+{
+	return 0;
+}
+
+static inline void planner_partition_exit(void)
+{
+}
+#endif
 
 #endif /* KSM_PLANNER_INTERNAL_H */

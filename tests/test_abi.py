@@ -41,10 +41,10 @@ def without_comments(text: str) -> str:
     return re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
 
 
-def structs_of(text: str) -> dict[str, list[str]]:
+def structs_of(text: str, prefix: str = "pagehash") -> dict[str, list[str]]:
     """The structs of a header and their fields, in order."""
     found = {}
-    for name, body in re.findall(r"struct pagehash_(\w+) \{(.*?)\};", without_comments(text),
+    for name, body in re.findall(rf"struct {prefix}_(\w+) \{{(.*?)\}};", without_comments(text),
                                  re.DOTALL):
         fields = []
         for line in filter(None, (part.strip() for part in body.split(";"))):
@@ -56,22 +56,23 @@ def structs_of(text: str) -> dict[str, list[str]]:
     return found
 
 
-def constants_of(text: str) -> list[str]:
+def constants_of(text: str, prefix: str = "PAGEHASH") -> list[str]:
     """The names of a header's constants, without PAGEHASH_."""
-    return re.findall(r"^#define PAGEHASH_(\w+)\s+\S", without_comments(text), re.MULTILINE)
+    return re.findall(rf"^#define {prefix}_(\w+)\s+\S", without_comments(text), re.MULTILINE)
 
 
-def compiled(compiler: str, header: Path, folder: Path) -> tuple[Layout, dict[str, int]]:
+def compiled(compiler: str, header: Path, folder: Path, prefix: str = "pagehash"
+             ) -> tuple[Layout, dict[str, int]]:
     """What the compiler makes of a header: sizes and offsets, and the values of constants."""
     text = header.read_text()
     lines = []
-    for name, fields in structs_of(text).items():
-        lines.append(f'printf("struct {name} %zu\\n", sizeof(struct pagehash_{name}));')
+    for name, fields in structs_of(text, prefix).items():
+        lines.append(f'printf("struct {name} %zu\\n", sizeof(struct {prefix}_{name}));')
         lines += [f'printf("field {name} {field} %zu %zu\\n", '
-                  f"offsetof(struct pagehash_{name}, {field}), "
-                  f"sizeof(((struct pagehash_{name} *)0)->{field}));" for field in fields]
-    lines += [f'printf("constant {name} %llu\\n", (unsigned long long)PAGEHASH_{name});'
-              for name in constants_of(text) if name not in ("ASSERT", "OFFSET")]
+                  f"offsetof(struct {prefix}_{name}, {field}), "
+                  f"sizeof(((struct {prefix}_{name} *)0)->{field}));" for field in fields]
+    lines += [f'printf("constant {name} %llu\\n", (unsigned long long){prefix.upper()}_{name});'
+              for name in constants_of(text, prefix.upper()) if name not in ("ASSERT", "OFFSET")]
     program = folder / "layout.c"
     program.write_text(f'#include <stddef.h>\n#include <stdio.h>\n#include "{header}"\n'
                        "int main(void)\n{\n" + "\n".join(lines) + "\nreturn 0;\n}\n")

@@ -25,7 +25,8 @@ import run  # noqa: E402
 
 SERIES = ("6.1", "6.12")
 MACHINES = [f"{series}: {group[0]}" for series in SERIES
-            for group in run.machines(run.FUNCTIONAL + run.STRESS)]
+            for group in run.machines(run.ALL)]
+MACHINES += [f"{series}: dump only" for series in SERIES]
 
 HEALTHY_CONSOLE = """\
 [    0.000000] Command line: console=ttyS0 oops=panic panic=-1 slub_debug=FZP
@@ -169,7 +170,7 @@ def test_a_machine_that_was_damaged_proves_nothing_of_the_modules_in_it(
 def test_each_fault_and_each_breakage_is_in_one_machine() -> None:
     groups = run.fault_groups()
     assert sorted(fault.name for group in groups for fault in group) == sorted(
-        fault.name for fault in faults.FAULTS)
+        fault.name for fault in run.FAULTS)
     for group in groups:
         states = [fault.leaves for fault in group]
         assert set(states) <= {"whole", "spent", "broken"}
@@ -187,11 +188,11 @@ def test_a_job_that_fails_is_a_problem_of_all_its_names() -> None:
         "a": ["runner: no compiler"], "b": ["runner: no compiler"], "c": []}
 
 
-@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", run.FAULTS, ids=lambda fault: fault.name)
 def test_each_fault_has_its_place_in_the_sources(fault: faults.Fault) -> None:
     text = (KMOD / fault.file).read_text()
     assert fault.seed(text) != text
-    assert set(fault.tests) <= set(run.FUNCTIONAL + run.STRESS)
+    assert set(fault.tests) <= set(run.ALL)
     with pytest.raises(ValueError, match="has the text 0 times"):
         fault.seed("")
 
@@ -215,7 +216,7 @@ def bench() -> Iterator[run.Bench]:
 @pytest.fixture(scope="module")
 def suites(bench: run.Bench) -> dict[str, list[str]]:
     """Problems of all suites on all kernels, by machine."""
-    return run.in_parallel(run.suite_jobs(bench, SERIES, run.FUNCTIONAL + run.STRESS))
+    return run.in_parallel(run.suite_jobs(bench, SERIES, run.ALL))
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_the_module_passes_all_suites(suites: dict[str, list[str]], machine: str
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", run.FAULTS, ids=lambda fault: fault.name)
 def test_the_suites_catch_a_seeded_fault(seeded: dict[str, list[str]], fault: faults.Fault) -> None:
     assert seeded[f"fault: {fault.name}"] == []
 

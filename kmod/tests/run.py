@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import faults
+import partition_faults
 from packages import (
     SERIES,
     Kernel,
@@ -64,6 +65,15 @@ FUNCTIONAL = ("t_content", "t_undisturbed", "t_abi", "t_races", "t_leak", "t_key
 STRESS = ("t_stress",)
 #: After this time a machine that is made to hang is taken for one that hangs.
 HANG_SECONDS = 15
+#: The same for Selective KSM.
+PARTITION = ("p_calls", "p_merge", "p_refuse", "p_scan", "p_killed", "p_unload")
+PARTITION_STRESS = ("p_stress",)
+#: The same with guests in the machine: a QEMU of its own is in the file system.
+PARTITION_GUEST = ("p_guest",)
+ALL = FUNCTIONAL + STRESS + PARTITION + PARTITION_STRESS + PARTITION_GUEST
+FAULTS = faults.FAULTS + partition_faults.FAULTS
+#: What runs with a module that was built without Selective KSM.
+DUMP_ONLY = ("t_abi", "p_absent")
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,8 @@ def _copy_sources(sources: Path, folder: Path, fault: faults.Fault | None) -> No
 
 
 def build_module(kernel: Kernel, folder: Path, sources: Path = KMOD, *, sparse: bool = False,
-                 fault: faults.Fault | None = None, to: Path | None = None) -> Path:
+                 fault: faults.Fault | None = None, options: tuple[str, ...] = (),
+                 to: Path | None = None) -> Path:
     """Compile the module of `sources` for a kernel in `folder`, with warnings as errors.
 
     The folder may be one where it was compiled before. The module is put into `to` (by default a
@@ -109,7 +120,7 @@ def build_module(kernel: Kernel, folder: Path, sources: Path = KMOD, *, sparse: 
     probed = re.findall(r"-DPLANNER_HAVE_\w+", before.read_text()) if before.exists() else []
     # The kernel's type information needs one more tool, and the module works without it.
     command: list[str | Path] = ["make", "-C", kernel.headers, f"M={folder}",
-                                 "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]
+                                 "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules", *options]
     if probed:
         command.append(f"PLANNER_HAVE={' '.join(dict.fromkeys(probed))}")
     if sparse:
@@ -130,13 +141,31 @@ def build_tests(folder: Path) -> list[Path]:
     """Compile the test programs, static."""
     folder.mkdir(parents=True, exist_ok=True)
     programs = []
-    for source in sorted(HERE.glob("t_*.c")):
+    for source in sorted(HERE.glob("[tp]_*.c")):
         program = folder / source.stem
         run("gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-sign-compare", "-Werror",
-            "-static", "-pthread", f"-I{KMOD}/include/uapi", "-o", program, source,
-            HERE / "client.c")
+            "-static", "-pthread", f"-I{KMOD}/include/uapi", f"-I{KMOD}/lib", "-o", program, source,
+            HERE / "client.c", KMOD / "lib" / "libksm.c")
         programs.append(program)
     return programs
+
+
+def guest_files(folder: Path) -> dict[str, bytes]:
+    """A QEMU with its libraries and a guest for it, by their places in the test machine."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        raise RunnerError("qemu-system-x86_64 is not installed")
+    source = HERE / "guest"
+    elf, image = folder / "guest.elf", folder / "guest.bin"
+    run("gcc", "-m32", "-O2", "-ffreestanding", "-fno-pic", "-fno-stack-protector",
+        "-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-nostdlib", "-static",
+        "-Wall", "-Wextra", "-Werror", f"-Wl,-T,{source / 'guest.ld'}", "-Wl,--build-id=none",
+        "-o", elf, source / "guest.c")
+    run("objcopy", "-O", "binary", elf, image)
+    files = {"guest/qemu": Path(qemu).read_bytes(), "guest/guest.bin": image.read_bytes()}
+    for library in re.findall(r"(/\S+) \(0x", run("ldd", qemu)):
+        files[library.lstrip("/")] = Path(library).read_bytes()
+    return files
 
 
 def _cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
@@ -177,8 +206,10 @@ def _kernel_modules(kernel: Kernel, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def make_initramfs(kernel: Kernel, modules: Iterable[Path], programs: Iterable[Path],
-                   path: Path) -> None:
-    """Write the file system of the test machine."""
+                   path: Path, files: dict[str, bytes] | None = None) -> None:
+    """Write the file system of the test machine, with more `files` by their places."""
+    files = files or {}
+
     def entries() -> Iterator[tuple[str, int, bytes]]:
         for folder in ("bin", "lib", "dev", "tests"):
             yield folder, 0o040755, b""
@@ -192,6 +223,11 @@ def make_initramfs(kernel: Kernel, modules: Iterable[Path], programs: Iterable[P
             yield f"lib/{name}.ko", 0o100644, content
         for program in programs:
             yield f"tests/{program.name}", 0o100755, program.read_bytes()
+        folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+        for folder in sorted(folders - {"lib"}):
+            yield folder, 0o040755, b""
+        for name, content in files.items():
+            yield name, 0o100755, content
 
     path.write_bytes(_cpio(entries()))
 
@@ -341,7 +377,7 @@ def judge_group(result: Boot, parts: dict[str, tuple[str, tuple[str, ...]]]
 def machines(tests: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """Groups of tests that share a machine."""
     tests = tuple(tests)
-    for group in (FUNCTIONAL, STRESS):
+    for group in (FUNCTIONAL, STRESS, PARTITION, PARTITION_STRESS, PARTITION_GUEST):
         names = tuple(name for name in group if name in tests)
         if names:
             yield names
@@ -375,8 +411,9 @@ class Bench:
         """Boot a machine with what it needs; `tests` are run with ksm_planner.ko."""
         tests = tuple(tests)
         initramfs = self.folder / f"initramfs-{kernel.series}-{name}"
-        make_initramfs(kernel, modules, programs, initramfs)
-        is_stress = tests == STRESS
+        make_initramfs(kernel, modules, programs, initramfs,
+                       self._guest() if tests == PARTITION_GUEST else None)
+        is_stress = tests in (STRESS, PARTITION_STRESS)
         result = boot(kernel, initramfs, tests, n_cpus=2 if is_stress else 1,
                       memory_mib=512 if is_stress else 768, timeout=timeout, arguments=arguments)
         initramfs.unlink()
@@ -397,11 +434,23 @@ class Bench:
             build_module(kernel, self.folder / f"module-{series}", sources, sparse=True,
                          to=self.folder / "checked")
 
+    def _guest(self) -> dict[str, bytes]:
+        with self._lock:
+            return guest_files(self.folder)
+
     def suite(self, series: str, tests: tuple[str, ...]) -> list[str]:
         """Problems of the module as it is."""
         kernel, module, programs = self._get(series)
         needed = [path for path in programs if path.name in tests]
         return judge(self._boot(kernel, tests[0], [module], tests, needed, 300), tests)
+
+    def dump_only(self, series: str) -> list[str]:
+        """Problems of a module without Selective KSM."""
+        kernel, _, programs = self._get(series)
+        module = build_module(kernel, self.folder / f"dump-only-{series}",
+                              options=("CONFIG_SELECTIVE_KSM=n",))
+        needed = [path for path in programs if path.name in DUMP_ONLY]
+        return judge(self._boot(kernel, "dump-only", [module], DUMP_ONLY, needed, 120), DUMP_ONLY)
 
     def seeded(self, series: str, group: Sequence[faults.Fault]) -> dict[str, list[str]]:
         """Problems of the module with each fault of a group that can share a machine, by name."""
@@ -409,7 +458,7 @@ class Bench:
         # In order of files: what is as it was for the last one is not compiled again.
         modules = {}
         for fault in sorted(group, key=lambda fault: fault.file):
-            name = f"fault-{faults.FAULTS.index(fault)}"
+            name = f"fault-{FAULTS.index(fault)}"
             with self._lock:
                 modules[fault] = build_module(
                     kernel, self.folder / f"module-{series}", fault=fault,
@@ -468,20 +517,28 @@ def suite_jobs(bench: Bench, series: Iterable[str], tests: Iterable[str]) -> lis
     def suite(name: str, kernel: str, group: tuple[str, ...]) -> dict[str, list[str]]:
         return {name: bench.suite(kernel, group)}
 
+    def dump_only(name: str, kernel: str) -> dict[str, list[str]]:
+        return {name: bench.dump_only(kernel)}
+
+    tests, series = tuple(tests), tuple(series)
     jobs = []
     for group in reversed(list(machines(tests))):
         for kernel in series:
             name = f"{kernel}: {group[0]}"
             jobs.append(Job((name,), functools.partial(suite, name, kernel, group)))
+    if set(tests) >= set(ALL):
+        for kernel in series:
+            name = f"{kernel}: dump only"
+            jobs.append(Job((name,), functools.partial(dump_only, name, kernel)))
     return jobs
 
 
 def fault_groups(n_groups: int = 2) -> list[list[faults.Fault]]:
     """Faults by machine: what breaks the kernel has one of its own, what spoils it comes last."""
-    whole = [fault for fault in faults.FAULTS if fault.leaves == "whole"]
-    spent = [fault for fault in faults.FAULTS if fault.leaves == "spent"]
+    whole = [fault for fault in FAULTS if fault.leaves == "whole"]
+    spent = [fault for fault in FAULTS if fault.leaves == "spent"]
     shared = [whole[i::n_groups] + spent[i::n_groups] for i in range(n_groups)]
-    return shared + [[fault] for fault in faults.FAULTS if fault.leaves == "broken"]
+    return shared + [[fault] for fault in FAULTS if fault.leaves == "broken"]
 
 
 def fault_jobs(bench: Bench, series: str) -> list[Job]:
@@ -523,7 +580,7 @@ def main() -> int:
     """Command line; the exit code is 0 when nothing is wrong."""
     parser = argparse.ArgumentParser(description="Tests of the kernel module in QEMU.")
     parser.add_argument("series", nargs="+", choices=sorted(SERIES))
-    parser.add_argument("--tests", default=",".join(FUNCTIONAL + STRESS),
+    parser.add_argument("--tests", default=",".join(ALL),
                         help="programs, comma-separated (default: all)")
     parser.add_argument("--faults", action="store_true",
                         help="seeded faults instead: each must be caught")

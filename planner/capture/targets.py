@@ -17,7 +17,8 @@ from planner.capture.procfs import ProcRoot, TargetExitedError, Vma, start_ticks
 from planner.errors import MachineError, UsageError
 from planner.trace.schema import PAGE_BYTES, RegionFlag, is_ksm_compatible
 
-__all__ = ["Process", "Target", "guest_ram", "processes_of", "resolve_targets"]
+__all__ = ["Process", "Target", "guest_ram", "processes_of", "qemu_id", "qemu_targets",
+           "resolve_targets"]
 
 _QEMU = re.compile(r"qemu-system-.+|qemu-kvm|kvm")
 _IDENTITY = ("pid", "cgroup", "name")
@@ -79,11 +80,11 @@ def resolve_targets(root: ProcRoot, *, pids: Sequence[int] = (), cgroups: Sequen
     for pid in dict.fromkeys(pids):
         targets.append(_process_target(root, pid))
     if qemu:
-        machines = [pid for pid in _all_pids(root) if _is_qemu(root, pid) and pid not in pids]
+        machines = [each for each in qemu_targets(root) if each.pids[0] not in pids]
         if not machines and not targets and not cgroups:
             raise MachineError("no QEMU process runs here (looked for qemu-system-*, qemu-kvm)",
                                instead="start the machines, or name processes with --pid")
-        targets.extend(_process_target(root, pid) for pid in machines)
+        targets.extend(machines)
     folders = dict.fromkeys(_cgroup_folder(root, cgroup) for cgroup in cgroups)
     for folder in folders:
         # Two cgroups of the same name are told apart by their parents.
@@ -94,6 +95,16 @@ def resolve_targets(root: ProcRoot, *, pids: Sequence[int] = (), cgroups: Sequen
         raise UsageError("the capture cannot capture itself", where=f"--pid {os.getpid()}",
                          instead="name other processes")
     return _labelled(root, targets, rows, labels_csv)
+
+
+def qemu_targets(root: ProcRoot) -> list[Target]:
+    """Every QEMU machine of the host, by pid."""
+    return [_process_target(root, pid) for pid in _all_pids(root) if _is_qemu(root, pid)]
+
+
+def qemu_id(root: ProcRoot, pid: int) -> str | None:
+    """The number that Proxmox gives a machine with `-id`, None where there is none."""
+    return _option(_arguments(root, pid), "-id", "--id")
 
 
 def _process_target(root: ProcRoot, pid: int) -> Target:

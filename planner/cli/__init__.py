@@ -14,6 +14,7 @@ import typer
 
 from planner.cli import (
     agent,
+    apply,
     calibrate,
     capture,
     compare,
@@ -65,7 +66,9 @@ app.command("sql", rich_help_panel=_RESULTS)(sql.sql)
 app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
 app.add_typer(counters.app, name="validate", rich_help_panel=_HOSTS)
 app.command("calibrate", rich_help_panel=_HOSTS)(calibrate.calibrate)
+app.command("apply", rich_help_panel=_HOSTS)(apply.apply)
 counters.app.command("live")(validate.live)
+counters.app.command("plan")(apply.validate_plan)
 trace.app.command("import")(imports.import_trace)
 trace.app.command("join")(agent.join)
 

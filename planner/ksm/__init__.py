@@ -5,6 +5,8 @@ from __future__ import annotations
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
 from planner.ksm.knobs import KERNELS, KernelVersion, Knobs
 from planner.ksm.machine import Machine
+from planner.ksm.partition_memory import ModuleMemory
+from planner.ksm.partition_rules import ModuleKsm, partition_object
 from planner.ksm.records import (
     Counters,
     EventTable,
@@ -32,8 +34,11 @@ __all__ = [
     "Machine",
     "MergeCounts",
     "MergeSpaces",
+    "ModuleKsm",
+    "ModuleMemory",
     "SelectiveKsm",
     "SiteTable",
     "UnmergeCounts",
     "next_wake_ns",
+    "partition_object",
 ]
