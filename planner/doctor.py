@@ -25,6 +25,7 @@ from planner.capture.procfs import (
     ksm_counters,
     read_int,
 )
+from planner.capture.usage import diagnose_host
 from planner.errors import MachineError
 from planner.units import format_share, format_size
 
@@ -36,6 +37,8 @@ _KSM_SETTINGS = ("run", "pages_to_scan", "sleep_millisecs", "max_page_sharing",
 _MODULE = "ksm_planner"
 _AS_ROOT = "run as root"
 _CAP_SYS_PTRACE = 19
+#: What holds less of the memory needs no advice.
+_WORTH_TELLING = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ class Diagnosis:
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "kind": "planner.doctor", "version": 1, "can_capture": self.can_capture,
+            "kind": "planner.doctor", "format_version": 1, "version": 1,
+            "can_capture": self.can_capture,
             "sources": list(self.sources), "facts": dict(self.facts),
             "findings": [{"name": f.name, "text": f.text, "is_problem": f.is_problem,
                           "instead": f.instead} for f in self.findings],
@@ -90,6 +94,7 @@ def examine(root: ProcRoot | None = None) -> Diagnosis:
         return Diagnosis((system,), facts, ())
     findings = [_system(root, facts), _ksm(root, facts), _counters(root, facts),
                 _huge_pages(root, facts)]
+    findings += _memory(root, facts)
     module, has_module = _module(root, facts)
     rights = list(_rights(root, facts))
     findings += [module, *rights]
@@ -174,6 +179,21 @@ def _huge_pages(root: ProcRoot, facts: dict[str, Any]) -> Finding:
         return Finding("huge pages", "no transparent huge pages in this kernel")
     return Finding("huge pages", f"transparent huge pages {setting}; {format_share(share)} of "
                                  "anonymous memory is huge (KSM splits what it merges)")
+
+
+def _memory(root: ProcRoot, facts: dict[str, Any]) -> Iterator[Finding]:
+    """What the host's processes hold, and what of it would not merge."""
+    usage = diagnose_host(root)
+    found = usage.diagnosis
+    facts["memory"] = {**found.to_json(), "n_processes": usage.n_processes,
+                       "n_seen": usage.n_seen}
+    if not usage.n_seen:
+        return
+    yield Finding("memory held", f"{format_size(found.n_bytes)} by {usage.n_seen} of "
+                                 f"{usage.n_processes} processes; shares may overlap")
+    for part in found.obstacles:
+        advice = f" ({part.instead})" if part.instead and part.share >= _WORTH_TELLING else ""
+        yield Finding("would not merge", f"{format_share(part.share)} {part.text}{advice}")
 
 
 def _module(root: ProcRoot, facts: dict[str, Any]) -> tuple[Finding, bool]:

@@ -7,7 +7,6 @@ nanoseconds since the start; nothing reads the wall clock.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +22,13 @@ from planner.ksm.records import BYTES_PER_PAGE, Counters, EventTable, FullScan, 
 from planner.ksm.selective import KSM_CREAT, KSM_EXCL, KSM_SYNC, SelectiveKsm
 from planner.ksm.space import MergeSpaces, Trees
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, Recorder
-from planner.policies.partition import PartitionMap, partition_classes
+from planner.policies.partition import PartitionMap, kernel_names, partition_classes
 from planner.policies.timing import merge_times
 from planner.scenario.spec import Ksmd, PolicySpec, Sync
 
 __all__ = ["simulate_host"]
 
 _O_RDWR = 2
-_NAME_BYTES = 63
 
 
 def simulate_host(host: FleetHost, policy: PolicySpec, *, sensitive: tuple[str, ...],
@@ -63,7 +61,7 @@ class _HostRun:
         self._policy = policy
         self._recorder = recorder
         self._map = partition_classes(host, policy)
-        self._names = _kernel_names(self._map.names)
+        self._names = kernel_names(self._map.names)
         self._partition_of_site = self._map.of_class[host.site_class]
         # Calls are a proposal: how its trees would be searched, nobody has decided.
         trees: Trees = "auto" if isinstance(policy.merge, Ksmd) else "tables"
@@ -256,16 +254,3 @@ def _merge_calls(host: FleetHost, partition_of_site: npt.NDArray[np.int32]) -> l
     return [_Call(int(partition_of_site[order[start]]), int(host.site_mm[order[start]]),
                   int(host.site_vpn[order[start]]), int(host.site_vpn[order[end - 1]]) + 1)
             for start, end in zip(starts, ends, strict=True)]
-
-
-def _kernel_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names that `ksm_open` accepts (no slash, at most 63 bytes), unique and in the same order."""
-    taken: dict[str, None] = {}
-    for name in names:
-        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:_NAME_BYTES] or "partition"
-        candidate, number = plain, 2
-        while candidate in taken:
-            suffix = f"-{number}"
-            candidate, number = plain[:_NAME_BYTES - len(suffix)] + suffix, number + 1
-        taken[candidate] = None
-    return tuple(taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -13,13 +14,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.errors import DataError
+from planner.errors import DataError, ScenarioError, UsageError
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, RESULT_VERSION, SUMMARY, Result
+from planner.scenario.spec import Scenario
 from planner.tables import TableKind, read_table, write_table
 
-__all__ = ["load", "result_path", "save", "scenario_digest"]
+__all__ = ["load", "policy_row", "result_path", "save", "scenario_digest",
+           "scenario_of"]
 
 _RENAME_ATTEMPTS = 32
+_AGAIN = "run the scenario again"
+#: Version of run.json.
+RUN_FORMAT_VERSION = 1
+#: What every reader of a result relies on.
+_SCENARIO_KEYS: dict[str, type] = {"name": str, "horizon_ns": int, "policies": list,
+                                   "workloads": list, "hosts": list, "domains": dict}
+_RUN_KEYS: dict[str, type] = {"format_version": int, "digest": str, "timings": list,
+                              "validated": bool, "warnings": list, "versions": dict,
+                              "traces": list}
 TABLES: dict[str, TableKind] = {"summary": SUMMARY, "hosts": HOSTS, "partitions": PARTITIONS,
                                 "events": EVENTS}
 
@@ -103,24 +115,97 @@ def _replace(path: Path, partial: Path) -> None:
 
 
 def load(path: Path | str) -> Result:
-    """Open a results folder. Raises DataError and its children where it is not whole."""
+    """Open a results folder, or the folder of a file in it such as its `report.html`.
+
+    >>> import planner
+    >>> result = planner.load("results/small")
+    >>> result.summary.column("policy").to_pylist()
+    ['off', 'ksmd', 'domain']
+    >>> result.summary.schema.field("saved_bytes").type
+    DataType(int64)
+    >>> result.run["status"]
+    'complete'
+
+    Raises DataError and its children where it is not whole, or of another version.
+    """
     path = Path(path)
+    if path.is_file():
+        path = path.parent
     if not (path / "run.json").is_file():
-        partial = path.name.endswith(".partial") or path.with_name(path.name + ".partial").exists()
-        raise DataError("this is no results folder" + (" (an unfinished run)" if partial else ""),
-                        where=str(path), instead="name a folder that `planner run` made, or run "
-                                                 "the scenario again")
-    documents = []
-    for name in ("scenario.resolved.json", "run.json"):
-        try:
-            document = json.loads((path / name).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"cannot be read ({error})", where=str(path / name),
-                            instead="run the scenario again") from error
-        if not isinstance(document, dict):
-            raise DataError("is not a JSON object", where=str(path / name),
-                            instead="run the scenario again")
-        documents.append(document)
+        raise _no_result(path)
+    documents = [_document(path / name, required) for name, required in (
+        ("scenario.resolved.json", _SCENARIO_KEYS), ("run.json", _RUN_KEYS))]
+    scenario, run = documents
+    if run["format_version"] != RUN_FORMAT_VERSION:
+        raise DataError(
+            f"format_version is {run['format_version']!r}; this planner reads "
+            f"{RUN_FORMAT_VERSION}", where=str(path / "run.json"),
+            instead="use the planner that made it, or run the scenario again")
     tables = {name: read_table(path / f"{name}.parquet", kind)[0]
               for name, kind in TABLES.items()}
-    return Result(documents[0], documents[1], **tables)
+    named = [policy.get("name") if isinstance(policy, dict) else None
+             for policy in scenario["policies"]]
+    found = tables["summary"].column("policy").to_pylist()
+    if [name for name in named if name in found] != found or not found:
+        raise DataError("the policies are not those of scenario.resolved.json",
+                        where=str(path / "summary.parquet"), instead=_AGAIN)
+    return Result(scenario, run, **tables)
+
+
+def _no_result(path: Path) -> DataError:
+    """The error for a folder that holds no result, naming the results that lie in it."""
+    if not path.exists():
+        what = "there is no such folder"
+    elif (path / "manifest.parquet").exists() or (path / "guests.parquet").exists():
+        what = "this is a trace, not a result"
+    elif path.name.endswith(".partial"):
+        what = "this is no results folder (an unfinished run)"
+    else:
+        what = "this is no results folder"
+    inside = sorted(found.parent.name for found in path.glob("*/run.json")) if path.is_dir() else []
+    if inside:
+        return DataError(what, where=str(path), instead="it holds some; name one, such as "
+                         + str(path / inside[-1]))
+    return DataError(what, where=str(path), instead="name a folder that `planner run` made, or "
+                                                    "run the scenario again")
+
+
+def _document(path: Path, required: Mapping[str, type]) -> dict[str, Any]:
+    """One JSON file of a result with the keys that every reader relies on."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot be read ({error})", where=str(path), instead=_AGAIN) from error
+    if not isinstance(document, dict):
+        raise DataError("is not a JSON object", where=str(path), instead=_AGAIN)
+    for key, kind in required.items():
+        if not isinstance(document.get(key), kind):
+            what = "is missing" if key not in document else f"is no {kind.__name__}"
+            raise DataError(f"{key} {what}: the file was altered, or cut short",
+                            where=str(path), instead=_AGAIN)
+    return document
+
+
+def scenario_of(result: Result) -> Scenario:
+    """The resolved scenario of a result; raises DataError where it is none that can be used."""
+    from planner.scenario.resolve import from_json
+
+    try:
+        return from_json(result.scenario)
+    except ScenarioError as error:
+        first = error.problems[0].what if error.problems else error.what
+        raise DataError(f"cannot be used ({first[:200]})", where="scenario.resolved.json",
+                        instead="run the scenario again; where a name holds characters that "
+                                "cannot be printed, rename it in the trace first") from None
+
+
+def policy_row(result: Result, policy: str) -> dict[str, Any]:
+    """The summary of one policy; raises UsageError, with the names there are, for another."""
+    rows = {row["policy"]: row for row in result.summary.to_pylist()}
+    if policy not in rows:
+        close = difflib.get_close_matches(policy[:200], rows, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UsageError(f"no policy is named {policy[:80]!r}", where="--policy",
+                         instead=f"{hint}it has {', '.join(rows)}")
+    row: dict[str, Any] = rows[policy]
+    return row

@@ -6,6 +6,7 @@ recorder holds becomes a Result.
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections import Counter
@@ -23,7 +24,8 @@ from planner.engine import simulate_host
 from planner.errors import DataError, InterruptedRunError
 from planner.fleet import FleetHost, build_host
 from planner.inventory import read_inventory
-from planner.ksm.cost import BUILTIN_UNMEASURED
+from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
+from planner.ksm.timings import read_timings
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, SUMMARY, Recorder, Result, summarise
 from planner.policies.partition import partition_text
 from planner.policies.timing import merge_text
@@ -125,6 +127,13 @@ def load_scenario(path: Path | str, overrides: Sequence[str] = (), *,
     `overrides` are `key=value` texts that replace values of the file. What of its inventory is
     not used is added to `notes`. Raises ScenarioError with all problems, or DataError for a
     trace or an inventory that cannot be used.
+
+    >>> import planner
+    >>> scenario = planner.load_scenario("small.yaml", ["seed=7"])
+    >>> scenario.seed, [policy.name for policy in scenario.policies]
+    (7, ['off', 'ksmd', 'domain'])
+    >>> scenario.workloads[0].guests[2].domain
+    'blue'
     """
     return scenarios.load_scenario(Path(path), (store or TraceStore()).facts, overrides,
                                    fleet_facts, notes)
@@ -139,8 +148,20 @@ def fleet_facts(path: Path) -> FleetFacts:
 
 
 def run_digest(scenario: Scenario) -> str:
-    """The digest that names a scenario's result: scenario, traces and program version."""
-    return scenario_digest(to_json(scenario), planner.__version__)
+    """The digest that names a scenario's result: scenario, traces, calibrations and program
+    version. Raises DataError for a calibration that cannot be read."""
+    form = to_json(scenario)
+    for host in form["hosts"]:
+        if host["timings"] != BUILTIN_UNMEASURED.name:
+            host["timings"] = str(dataclasses.asdict(cost_of(host["timings"])))
+    return scenario_digest(form, planner.__version__)
+
+
+def cost_of(timings: str) -> CostModel:
+    """The cost model that a host names: built in, or a calibration (DataError if it is none)."""
+    if timings == BUILTIN_UNMEASURED.name:
+        return BUILTIN_UNMEASURED
+    return read_timings(Path(timings))
 
 
 def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
@@ -150,6 +171,14 @@ def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
     `progress(policy, share)` is called as simulated time passes, with the share of all work that
     is done. Raises ScenarioError or DataError, and InterruptedRunError on Ctrl-C, whose `partial`
     is the Result over the policies that were finished.
+
+    >>> import planner
+    >>> result = planner.run("small.yaml")
+    >>> for row in result.summary.select(["policy", "pages_sharing"]).to_pylist():
+    ...     print(row["policy"], row["pages_sharing"])
+    off 0
+    ksmd 3
+    domain 2
     """
     store = store or TraceStore()
     if not isinstance(scenario, Scenario):
@@ -192,8 +221,8 @@ def _run_policy(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHos
                                 len(scenario.policies) * len(hosts), scenario.horizon_ns)
         simulate_host(host, policy, sensitive=scenario.domains.sensitive,
                       horizon_ns=scenario.horizon_ns,
-                      sample_every_ns=scenario.output.sample_every_ns, cost=BUILTIN_UNMEASURED,
-                      recorder=recorder, progress=report)
+                      sample_every_ns=scenario.output.sample_every_ns,
+                      cost=cost_of(host.spec.timings), recorder=recorder, progress=report)
 
 
 def _result(scenario: Scenario, policies: Sequence[PolicySpec], recorder: Recorder,

@@ -13,7 +13,7 @@ both have a key, the guest's value counts.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from planner.diagnosis import Diagnosis, DiagnosisCounter
 from planner.errors import DataError, TraceAlteredError, UsageError
 from planner.kernels.dedup import Column, DedupCounts, SegmentCounts, count_segments
 from planner.trace import (
@@ -220,6 +221,7 @@ class TraceInfo:
     guests: tuple[tuple[str, str, Mapping[str, str], PageSums], ...]
     counts: DedupCounts
     boundaries: tuple[Boundary, ...]
+    diagnosis: Diagnosis
     #: False for hash lists: pages of two snapshots cannot be compared.
     has_page_ids: bool = True
 
@@ -243,6 +245,7 @@ class TraceInfo:
             "total": self.total.to_json(),
             "guests": [{"name": name, "kind": kind, "labels": dict(labels), **sums.to_json()}
                        for name, kind, labels, sums in self.guests],
+            "diagnosis": self.diagnosis.to_json(),
             "counts": self.counts._asdict(),
             "boundaries": [boundary.to_json() for boundary in self.boundaries],
         }
@@ -401,6 +404,7 @@ class _Survey:
         self.is_advised_only = is_advised_only
         self.store = store
         self.eligibility = Eligibility()
+        self.diagnosis = DiagnosisCounter()
         self.sums = [PageSums() for _ in trace.guests]
         self.units: dict[_Unit, int] = {}
         self.runs: list[_Run] = []
@@ -410,14 +414,19 @@ class _Survey:
             (after.start_ns - before.start_ns) / _NS_PER_MINUTE
             for before, after in pairwise(trace.snapshots)]
 
-    def run(self) -> None:
+    def run(self, progress: Callable[[str, float], None] | None) -> None:
         """Read each mm through all its snapshots."""
-        for mm in self.trace.mms:
+        for done, mm in enumerate(self.trace.mms):
+            if progress is not None:
+                progress("reading", done / len(self.trace.mms))
             before = empty_pages()
             for snapshot_id, pages in self.trace.mm_history(mm.mm_id):
                 if snapshot_id > mm.first_snapshot and has_page_ids(self.trace):
-                    self._compare(self.sums[mm.guest_id], before, pages,
-                                  self._minutes[snapshot_id])
+                    n_compared, n_changed = self._compare(
+                        self.sums[mm.guest_id], before, pages, self._minutes[snapshot_id])
+                    if snapshot_id == self.snapshot_id:
+                        self.diagnosis.n_compared += n_compared
+                        self.diagnosis.n_changed += n_changed
                 if snapshot_id == self.snapshot_id:
                     self._collect(mm.guest_id, pages,
                                   self.trace.mm_regions(snapshot_id, mm.mm_id))
@@ -432,15 +441,18 @@ class _Survey:
 
     @staticmethod
     def _compare(sums: PageSums, before: PageColumns, after: PageColumns,
-                 minutes: float) -> None:
+                 minutes: float) -> tuple[int, int]:
+        """Pages compared, and of these those that changed."""
         if not len(before) or not len(after):
-            return
+            return 0, 0
         at = np.minimum(np.searchsorted(before.vpn, after.vpn), len(before) - 1)
         both = (before.vpn[at] == after.vpn) & _is_mergeable(before)[at] & _is_mergeable(after)
         n_compared = int(both.sum())
+        n_changed = int((both & (before.hash[at] != after.hash)).sum())
         sums.n_compared += n_compared
-        sums.n_changed += int((both & (before.hash[at] != after.hash)).sum())
+        sums.n_changed += n_changed
         sums.compared_minutes += n_compared * minutes
+        return n_compared, n_changed
 
     def _collect(self, guest_id: int, pages: PageColumns, regions: Sequence[Region]) -> None:
         sums = self.sums[guest_id]
@@ -463,6 +475,7 @@ class _Survey:
             [bool(region.flags & RegionFlag.ADVISED) for region in regions] + [False])
         self._classify(pages, regions, region_of, is_compatible, is_advised)
         counted = is_compatible[region_of] & _is_mergeable(pages)
+        self.diagnosis.add(pages, regions, region_of, counted)
         sums.n_advised += int((counted & is_advised[region_of]).sum())
         if self.is_advised_only:
             counted &= is_advised[region_of]
@@ -641,12 +654,13 @@ def label_keys(trace: Trace) -> tuple[str, ...]:
 
 def trace_info(trace: Trace, *, snapshot: int | None = None,
                labels: Sequence[str] | None = None, advised_only: bool = False,
-               memory_bytes: int = 1 << 30) -> TraceInfo:
+               memory_bytes: int = 1 << 30,
+               progress: Callable[[str, float], None] | None = None) -> TraceInfo:
     """Count a snapshot (default: the last) by guest and along labels (default: every key).
 
     `memory_bytes` bounds what page hashes take at a time; beyond it they are kept in temporary
     files (where TMPDIR says, 16 bytes a page). On top comes the largest mm, and 9 bytes a frame
-    that is mapped more than once.
+    that is mapped more than once. `progress` is called with what is done and its share.
 
     Raises UsageError for a snapshot or label that is not there, DataError for a trace without
     snapshots, and what reading a trace raises.
@@ -673,7 +687,7 @@ def trace_info(trace: Trace, *, snapshot: int | None = None,
         else:
             store = _InMemory(info.n_pages)
         survey = _Survey(trace, snapshot_id, advised_only, store)
-        survey.run()
+        survey.run(progress)
         boundaries = _Boundaries(survey, ("guest", *keys))
         for chunk in store.chunks(survey.runs):
             boundaries.add(chunk)
@@ -690,4 +704,7 @@ def trace_info(trace: Trace, *, snapshot: int | None = None,
         eligibility=survey.eligibility, total=_total(survey.sums, keys),
         guests=tuple((guest.name, guest.kind, guest.labels, sums)
                      for guest, sums in zip(trace.guests, survey.sums, strict=True)),
-        counts=found[0].counts, boundaries=found, has_page_ids=has_page_ids(trace))
+        counts=found[0].counts, boundaries=found, has_page_ids=has_page_ids(trace),
+        diagnosis=survey.diagnosis.finish(
+            (guest.kind, sums.n_frames, sums.n_zero, sums.n_twins)
+            for guest, sums in zip(trace.guests, survey.sums, strict=True)))

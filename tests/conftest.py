@@ -1,4 +1,4 @@
-"""Shared fixtures; tests marked `kernel` or `machine` run only when asked for."""
+"""Shared fixtures; tests marked `kernel` run only when asked for."""
 
 from __future__ import annotations
 
@@ -15,18 +15,12 @@ settings.register_profile("planner", settings(deadline=None))
 settings.load_profile("planner")
 
 
-#: Tests that run only when asked for, and the variable that asks.
-ASKED_FOR = {
-    "kernel": ("PLANNER_KERNEL_TESTS", "drives the real kernel"),
-    "machine": ("PLANNER_MACHINE_TESTS", "boots machines for minutes"),
-}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for marker, (variable, what) in ASKED_FOR.items():
-            if item.get_closest_marker(marker) and os.environ.get(variable) != "1":
-                item.add_marker(pytest.mark.skip(reason=f"{what}; set {variable}=1"))
+    if os.environ.get("PLANNER_KERNEL_TESTS") != "1":
+        reason = "drives the real kernel or boots machines; set PLANNER_KERNEL_TESTS=1"
+        for item in items:
+            if item.get_closest_marker("kernel"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True, scope="session")

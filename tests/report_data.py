@@ -101,3 +101,69 @@ def make_result(policies: list[tuple[Any, ...]] | None = None, *, guest_mib: int
     }
     return Result(scenario, record, table(SUMMARY, summary), table(HOSTS, hosts),
                   table(PARTITIONS, partitions), table(EVENTS, events))
+
+
+def make_details(policies: list[tuple[Any, ...]] | None = None, *, guest_mib: int = 1853,
+                 members: tuple[str, ...] = ("tenant-a", "tenant-b", "tenant-c"),
+                 trace: str = "traces/guests", text: str = "in huge pages") -> dict[str, Any]:
+    """Details of `make_result` with the same policies, in the form of `planner.details`."""
+    waterfalls = []
+    for policy, merge, by, saved, zero, *_ in POLICIES if policies is None else policies:
+        if merge == "never":
+            continue
+        metadata = int(saved * 256) * 64
+        apart = 0 if by == "none" else 90 * MIB
+        eligible = guest_mib * MIB
+        saved_bytes = int(saved * MIB)
+        could = saved_bytes + metadata + 12 * MIB
+        steps = [
+            ("host_memory", 8 << 30, "memory of the hosts", True),
+            ("in_use", eligible, "in use by guests", True),
+            ("eligible", eligible, "eligible", True),
+            ("zero", -zero * MIB, "zero pages (counted apart)", False),
+            ("unique", -(eligible - zero * MIB - apart - could), "content found nowhere else",
+             False),
+            ("other_domain", -apart, "twin is in another domain's partition", False),
+            ("could_merge", could, "has a twin it may merge with", True),
+            ("written", -12 * MIB, "written before it could merge, or after", False),
+            ("metadata", -metadata, "KSM's own records", False),
+            ("saved", saved_bytes, "saved", True)]
+        waterfalls.append({
+            "format_version": 1, "kind": "planner.waterfall", "policy": policy, "digest": "d",
+            "steps": [dict(zip(("key", "n_bytes", "text", "is_total"), step, strict=True))
+                      for step in steps if step[1] or step[3]],
+            "memos": [{"key": "cow_broken", "n_bytes": 40_960, "is_total": False,
+                       "text": "merged, then written to (COW), over the whole run: 10 pages"}]})
+    n = len(members)
+    parts = [{"key": "thp", "n_bytes": 900 * MIB, "share": 0.486, "text": text,
+              "instead": "split them"}]
+    return {
+        "format_version": 1, "kind": "planner.details", "digest": "4f1c9a" * 10 + "0000",
+        "waterfalls": waterfalls,
+        "sharing": [{
+            "key": "domain", "members": list(members), "held_bytes": [600 * MIB] * n,
+            "cells": [[(100 if i == j else 40 + i + j) * MIB for j in range(n)] for i in range(n)],
+            "is_apart": [[i != j and 2 in (i, j) for j in range(n)] for i in range(n)],
+            "n_left_out": 0}],
+        "diagnosis": [{"trace": trace, "snapshot_id": 4, "n_bytes": guest_mib * MIB,
+                       "obstacles": parts, "contents": parts, "notes": ["A note."]}],
+    }
+
+
+def make_validation(kind: str = "live", host: str = "lab-7") -> dict[str, Any]:
+    """A record as `planner validate live` or `planner validate metrics` writes it."""
+    if kind == "live":
+        counters = {"pages_sharing": {
+            "counter": "pages_sharing", "n_samples": 40, "measured_last": 1000, "model_last": 990,
+            "last_error": -0.01, "error": 0.02, "bias": -0.015}}
+        return {"format_version": 1, "kind": "planner.validation.live", "status": "complete",
+                "created": "2026-11-20T10:00:00+00:00",
+                "host": {"name": host, "kernel": "6.12.1"}, "knobs": {"pages_to_scan": 1000},
+                "timings": "lab.json", "workload": {"description": "four guests of " + host},
+                "forecast": counters, "replay": {}, "notes": ["loaded " + host]}
+    return {"format_version": 1, "kind": "planner.validation.metrics", "policy": "ksmd-global",
+            "host": "lab", "metrics_host": host, "aligned_by": "the time given",
+            "counters": {"ksmd_cpu_ns": {
+                "n_samples": 9, "measured_mean": 4e9, "simulated_mean": 3e9,
+                "measured_last": 8_000_000_000, "simulated_last": 6_000_000_000, "error": 0.25,
+                "bias": -0.25}}, "missing": ["cow_ksm"], "notes": []}

@@ -27,12 +27,14 @@ from planner.capture import CaptureRequest, capture
 from planner.cli import main
 from planner.cli.agent import packed_agent
 from planner.errors import DataError, UsageError
-from planner.importers.agent import import_agent, join_classes, key_id_of, read_classes
+from planner.importers.agent import import_agent, key_id_of
 from planner.importers.common import ImportReport, LabelSource
+from planner.importers.guest_classes import join_classes, read_classes
 from planner.sitekey import SiteKey
 from planner.sitekey import key_id_of as xxh64_key_id
 from planner.trace import PageFlag, RegionFlag, Trace, open_trace
 from tests.fakeproc import EXCLUSIVE, FILE, KPF, PRESENT, SWAP, FakeProc, FakeVma, page
+from tests.fuzzing import n_examples
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 KEY = bytes(range(16))
@@ -555,6 +557,19 @@ def test_labels_and_the_key_are_looked_at_when_importing(
     assert open_trace(tmp_path / "v").guests[0].labels == {"tenant": "a"}
 
 
+def test_a_key_that_is_only_compared_with_is_never_made(agent: Agent, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    one_page(agent.fake)
+    assert agent.run("--pid", "7").returncode == 0
+    missing = tmp_path / "wrong-path.key"
+    assert main(["trace", "import", "--format", "agent", str(agent.stream), "--key", str(missing),
+                 "-o", str(tmp_path / "t")]) == 3
+    assert "there is no site key file" in capsys.readouterr().err
+    assert not missing.exists()
+    assert not (tmp_path / "t").exists()
+
+
+
 def test_the_commands_of_the_documentation_work(
     fake: FakeProc, source: ModuleType, tmp_path: Path, key_file: Path,
     monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
@@ -701,7 +716,7 @@ def test_frames_that_make_no_sense_are_refused_with_file_and_byte(
     assert sorted(os.listdir(tmp_path)) == ["s"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=n_examples(150))
 @given(st.data())
 def test_frames_changed_under_right_checksums_never_break_the_reader(
     source: ModuleType, tmp_path: Path, data: st.DataObject
@@ -739,7 +754,7 @@ def test_frames_changed_under_right_checksums_never_break_the_reader(
     must_fail_well(path, tmp_path / "t")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=n_examples(100))
 @given(st.binary(max_size=300), st.booleans())
 def test_bytes_that_are_no_stream_are_refused(
     source: ModuleType, tmp_path: Path, raw: bytes, has_magic: bool
@@ -884,7 +899,7 @@ def test_joins_that_cannot_be_are_refused(
 
 
 def test_memory_above_four_gib_goes_on_behind_the_hole(source: ModuleType) -> None:
-    from planner.importers.agent import GuestClasses, _split
+    from planner.importers.guest_classes import GuestClasses, _split
     from planner.trace import Guest, Region
 
     gib = 1 << 18

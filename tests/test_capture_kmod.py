@@ -240,6 +240,34 @@ def test_a_dump_that_is_cut_short_ends_the_capture_and_leaves_nothing(
     assert os.listdir(tmp_path) == ["fake"]
 
 
+@pytest.mark.parametrize(("answer", "kind", "message"), [
+    (dump(2, page(0x10000)).build()[:-32], DataError, "process 8: the dump is cut short"),
+    (b"\1" + dump(2, page(0x10000)).build()[1:], DataError, "process 8: .*; 2 of 9 snapshots"),
+    (MachineError("the module refuses", where="here", instead="do that"), MachineError,
+     "here: the module refuses; 2 of 9"),
+    (OSError(errno.EIO, "Input/output error"), MachineError, "Input/output error; 2 of 9"),
+])
+def test_when_the_module_fails_later_the_finished_snapshots_are_kept(
+    fake: FakeProc, plug: Callable[..., FakeDevice], tmp_path: Path, answer: bytes | Exception,
+    kind: type[Exception], message: str,
+) -> None:
+    def break_third(pid: int) -> None:
+        if pid == 8 and len(device.started) == 6:
+            device.dumps[8] = answer
+
+    device = plug({7: dump(1, page(0x10000)), 8: dump(2, page(0x10000))}, on_start=break_third)
+    with pytest.raises(kind, match=message) as raised:
+        run(fake, tmp_path, 7, 8, snapshots=9, every_ns=SECOND // 50)
+    assert f"2 of 9 snapshots are kept in {tmp_path / 'trace'}" in str(raised.value)
+    assert sorted(os.listdir(tmp_path)) == ["fake", "trace"]
+    trace = open_trace(tmp_path / "trace")
+    assert trace.status == "partial"
+    assert len(trace.snapshots) == 2
+    assert not any(snapshot.is_partial for snapshot in trace.snapshots)
+    assert [(m.pid, m.first_snapshot, m.end_snapshot) for m in trace.mms] == [(7, 0, 2), (8, 0, 2)]
+    assert rows(trace, 1, 1) == rows(trace, 1, 0) != []
+
+
 def test_progress_and_the_cpu_limit_are_looked_at_after_each_read(
     fake: FakeProc, plug: Callable[..., FakeDevice], tmp_path: Path
 ) -> None:

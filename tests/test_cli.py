@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 import planner
 from planner.cli import main, printable
+from planner.ksm.cost import BUILTIN_UNMEASURED
+from planner.ksm.timings import FORMAT_VERSION, KIND
 from planner.results import load, save
 from planner.runner import run_digest
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
@@ -53,8 +56,8 @@ def test_run_prints_a_table_and_writes_a_report(folder: Path,
     assert path.parent.parent == Path("results")
     assert path.parent.name.startswith("small-")
     assert sorted(file.name for file in path.parent.iterdir()) == [
-        "events.parquet", "hosts.parquet", "partitions.parquet", "report.html", "run.json",
-        "scenario.resolved.json", "scenario.yaml", "summary.parquet"]
+        "details.json", "events.parquet", "hosts.parquet", "partitions.parquet", "report.html",
+        "run.json", "scenario.resolved.json", "scenario.yaml", "summary.parquet"]
     assert (path.parent / "scenario.yaml").read_text() == SCENARIO
     result = planner.load(path.parent)
     assert result.summary.column("policy").to_pylist() == ["off", "ksmd", "domain"]
@@ -100,6 +103,32 @@ def test_an_earlier_result_counts_only_if_it_is_whole_and_of_this_scenario(
     assert main(["run", "small.yaml"]) == 0
     assert "simulating again" in capsys.readouterr().err
     assert [file.name for file in Path("results").iterdir()] == [path.name]
+
+
+def test_a_calibration_prices_the_run_and_is_part_of_its_digest(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = dataclasses.asdict(BUILTIN_UNMEASURED)
+    del costs["name"]
+
+    def run_with(first_sight_ns: int) -> tuple[Path, int]:
+        (folder / "host.json").write_text(json.dumps({
+            "kind": KIND, "format_version": FORMAT_VERSION,
+            "costs_ns": {**costs, "first_sight_ns": first_sight_ns}}))
+        assert main(["run", "small.yaml", "--set", "hosts.host.timings=host.json"]) == 0
+        path = Path(capsys.readouterr().out.rsplit("Report: ", 1)[1].strip()).parent
+        result = planner.load(path)
+        assert result.run["timings"] == [str(folder / "host.json")]
+        return path, result.summary.to_pylist()[1]["merge_cpu_ns"]
+
+    cheap, cheap_ns = run_with(1_000)
+    dear, dear_ns = run_with(1_000_000)
+    assert cheap != dear
+    # Nine pages are seen for the first time.
+    assert dear_ns - cheap_ns == pytest.approx(9 * 999_000, rel=0.5)
+    (folder / "host.json").write_text("{}")
+    assert main(["run", "small.yaml", "--set", "hosts.host.timings=host.json"]) == 3
+    assert "is no calibration" in capsys.readouterr().err
 
 
 def test_labels_named_like_settings_still_make_another_scenario(folder: Path) -> None:

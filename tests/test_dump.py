@@ -162,6 +162,7 @@ def without(*indices: int) -> DumpBuilder:
     (dataclasses.replace(example(), magic=b"PAGEHASX"), "not a page-hash dump"),
     (dataclasses.replace(example(), longer=(32, 0, 0)), "sizes of header"),
     (dataclasses.replace(example(), longer=(0, 32, 0)), "sizes of header"),
+    (dataclasses.replace(example(), longer=(0, -32, 0)), "sizes of header"),
     (dataclasses.replace(example(), abi=(1, 1), longer=(8, 0, 0)), "sizes of header"),
     (dataclasses.replace(example(), abi=(1, 1), longer=(-32, 0, 0)), "sizes of header"),
     (dataclasses.replace(example(), abi=(1, 1), longer=(0, 0, 1 << 17)), "sizes of header"),

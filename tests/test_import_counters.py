@@ -24,6 +24,7 @@ from planner.errors import DataError, MachineError, PlannerError, UsageError
 from planner.importers.counters import FORMATS, Options, import_metrics, iso_time_ns, read_metrics
 from planner.runner import load_scenario, run
 from planner.trace import open_trace
+from tests.fuzzing import n_examples
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 DATA = Path(__file__).parent / "data" / "inventory"
@@ -70,6 +71,27 @@ def test_query_range_gives_series_by_instance(tmp_path: Path) -> None:
     assert values.tolist() == [100, 250]
     assert table.series("pve03", "sleep_millisecs")[1].tolist() == [20]
     assert report.skipped == {"value that is not finite": 1, "metric that is no KSM counter": 1}
+
+
+def test_what_node_exporter_and_prometheus_wrote_themselves_agrees(tmp_path: Path) -> None:
+    one = imported(tmp_path, "real/node_exporter.txt")
+    assert {name: one[name].value for name in ("pages_shared", "pages_sharing", "run",
+                                               "sleep_millisecs", "full_scans")} == {
+        "pages_shared": 263, "pages_sharing": 3826, "run": 1, "sleep_millisecs": 20,
+        "full_scans": 51}
+    report = import_metrics([DATA / "real/query_range.json"], out=tmp_path / "series.parquet")
+    assert report.hosts == ["127.0.0.1"]
+    times, values = read_counters(report.path).series("127.0.0.1", "full_scans")
+    assert np.diff(times).tolist() == [2 * SECOND] * 12
+    assert values.tolist() == [0, 0, 0, 1, 4, 8, 13, 18, 23, 30, 35, 40, 48]
+
+
+def test_a_log_that_ksmtuned_wrote_itself_is_read(tmp_path: Path) -> None:
+    report = import_metrics([DATA / "real/ksmtuned.log"], out=tmp_path / "series.parquet")
+    _, pages = read_counters(report.path).series("host", "pages_to_scan")
+    assert pages.tolist() == [300, 600, 900, 1200, 1250, 1250]
+    _, is_running = read_counters(report.path).series("host", "run")
+    assert is_running.tolist() == [1] * 6 + [0] * 6
 
 
 def test_telegraf_lines_are_read_with_their_host(tmp_path: Path) -> None:
@@ -159,7 +181,7 @@ def test_bad_metrics_are_refused_with_file_and_line(tmp_path: Path, text: str | 
     assert said in refused(tmp_path, text, format_name)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=n_examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(METRICS), start=st.integers(0, 1500), length=st.integers(0, 60),
        noise=st.binary(max_size=8), format_name=st.sampled_from(["auto", *FORMATS]))
 def test_no_damaged_metrics_make_an_importer_stumble(

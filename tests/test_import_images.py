@@ -40,6 +40,7 @@ from planner.runner import TraceStore
 from planner.sitekey import SiteKey, key_id_of
 from planner.trace import PageFlag, RegionFlag, Trace, open_trace
 from planner.traceinfo import trace_info
+from tests.fuzzing import n_examples
 from tests.oracles import pagehash
 
 KEY = bytes(range(16))
@@ -575,8 +576,6 @@ def test_memory_of_an_import_does_not_grow_with_the_file(tmp_path: Path) -> None
 # Damage: whatever the bytes, a trace or an error with a reason; never anything else.
 
 FUZZED = {**SAMPLES, "raw": (import_raw, LOW), "hashlist": (import_hashlist, b"12\n0\n77\n")}
-#: By hand: PLANNER_FUZZ_EXAMPLES=10000.
-N_EXAMPLES = int(os.environ.get("PLANNER_FUZZ_EXAMPLES", "60"))
 
 
 def damaged(draw: st.DrawFn, raw: bytes) -> bytes:
@@ -606,7 +605,7 @@ def damaged_samples(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, damaged(draw, raw)
 
 
-@settings(max_examples=N_EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=n_examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damaged_samples())
 def test_damaged_files_give_a_trace_or_a_reason(tmp_path: Path, sample: tuple[str, bytes]) -> None:
     name, raw = sample
@@ -628,7 +627,7 @@ def test_damaged_files_give_a_trace_or_a_reason(tmp_path: Path, sample: tuple[st
         assert len(trace.mm_pages(0, 0)) == report.n_pages
 
 
-@settings(max_examples=N_EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=n_examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(
     lambda text: ("name,a\n" + text).encode("utf-8", "surrogatepass"))))
 def test_damaged_labels_give_labels_or_a_reason(tmp_path: Path, raw: bytes) -> None:

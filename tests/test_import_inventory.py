@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from planner.runner import load_scenario
 from planner.scenario.resolve import from_json
 from planner.scenario.schema import describe, json_schema
 from planner.scenario.spec import to_json
+from tests.fuzzing import n_examples
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 DATA = Path(__file__).parent / "data" / "inventory"
@@ -221,7 +223,7 @@ def mutated(document: Any, at: int, leaf: object) -> Any:
     return document
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=n_examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sample=st.sampled_from([path for path in _SAMPLES if path.suffix == ".json"]),
        at=st.lists(st.integers(0, 999), min_size=1, max_size=3), leaf=st.sampled_from(_LEAVES),
        format_name=st.sampled_from(["auto", "proxmox", "kubernetes", "openstack"]))
@@ -241,7 +243,7 @@ def test_no_odd_value_makes_an_importer_stumble(tmp_path: Path, sample: Path, at
     assert str(tmp_path) in said
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=n_examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sample=st.sampled_from(_SAMPLES), start=st.integers(0, 4000), length=st.integers(0, 60),
        noise=st.binary(max_size=8), format_name=st.sampled_from(["auto", *FORMATS]))
 def test_no_damaged_sample_makes_an_importer_stumble(
@@ -382,3 +384,31 @@ def test_every_command_of_the_documentation_works(
         assert main(words[1:]) == 0, " ".join(words)
         assert Path(words[words.index("-o") + 1]).is_file()
     assert len(commands) >= 9
+
+
+def test_a_listing_is_read_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                               ) -> None:
+    text = b"name,memory,domain\nweb1,4GiB,acme\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    out = tmp_path / "fleet.parquet"
+    assert main(["import", "inventory", "-", "-o", str(out)]) == 0
+    (row,) = read_inventory(out).rows
+    assert (row.name, row.memory_bytes, row.domain) == ("web1", 4 * GIB, "acme")
+
+
+def test_faults_of_standard_input_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    out = tmp_path / "fleet.parquet"
+    assert main(["import", "inventory", "-", "-o", str(out)]) == 3
+    assert "standard input:1" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_what_virsh_wrote_itself_is_read(tmp_path: Path) -> None:
+    rows = imported(tmp_path, "real/domstats.txt", "real/test.xml", "real/nodeinfo.txt",
+                    host="pve03")
+    assert (rows["pve03"].is_host, rows["pve03"].memory_bytes, rows["pve03"].cpus) == (
+        True, 3 * GIB, 16)
+    assert (rows["test"].host, rows["test"].memory_bytes, rows["test"].cpus) == (
+        "pve03", 8 * GIB, 2)

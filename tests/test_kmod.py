@@ -6,7 +6,6 @@ loads the module there and nowhere else. kmod/tests/run.py does the work and can
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from tests.conftest import REPOSITORY
 KMOD = REPOSITORY / "kmod"
 sys.path.insert(0, str(KMOD / "tests"))
 
-import faults  # noqa: E402  (a script's neighbour, not of the package)
+import faults  # noqa: E402  (scripts' neighbours, not of the package)
+import packages  # noqa: E402
 import run  # noqa: E402
 
 SERIES = ("6.1", "6.12")
@@ -123,6 +123,71 @@ def test_the_runner_tries_again_only_when_init_was_not_reached(
         assert run.boot(kernel, tmp_path / "initramfs", ["t_abi"]) is used
 
 
+GROUP_TAP = """\
+init reached
+swap on
+module fault-0
+insmod ok
+test t_abi
+not ok 1 - a check
+exit t_abi 1
+rmmod ok
+module fault-1
+insmod ok
+test t_key
+ok 1 - another
+1..1
+exit t_key 0
+rmmod ok
+taint 12288
+done
+"""
+PARTS = {"a": ("fault-0", ("t_abi",)), "b": ("fault-1", ("t_key",))}
+
+
+def test_modules_that_share_a_machine_are_judged_apart() -> None:
+    found = run.judge_group(run.Boot(HEALTHY_CONSOLE, GROUP_TAP, False, 1.0), PARTS)
+    assert found == {"a": ["t_abi: exit code 1", "t_abi: not ok 1 - a check",
+                           "t_abi: 1 checks, plan missing"], "b": []}
+
+
+@pytest.mark.parametrize(("console", "old", "new", "problem", "who"), [
+    ("[ 1.0] BUG: Bad page state in process t_abi\n", "", "", "Bad page", "ab"),
+    ("", "done\n", "", "did not stop", "ab"),
+    ("", "module fault-1\ninsmod ok\n", "module fault-1\n", "no 'insmod ok'", "b"),
+    ("", "exit t_abi 1\nrmmod ok\n", "exit t_abi 1\n", "no 'rmmod ok'", "a"),
+    ("", "test t_key\n", "", "t_key: did not run", "b"),
+])
+def test_a_machine_that_was_damaged_proves_nothing_of_the_modules_in_it(
+        console: str, old: str, new: str, problem: str, who: str) -> None:
+    tap = GROUP_TAP.replace(old, new, 1)
+    found = run.judge_group(run.Boot(HEALTHY_CONSOLE + console, tap, False, 1.0), PARTS)
+    for name in who:
+        assert [line for line in found[name] if problem in line]
+        assert not [line for line in found[name] if "not ok" in line]
+
+
+def test_each_fault_and_each_breakage_is_in_one_machine() -> None:
+    groups = run.fault_groups()
+    assert sorted(fault.name for group in groups for fault in group) == sorted(
+        fault.name for fault in run.FAULTS)
+    for group in groups:
+        states = [fault.leaves for fault in group]
+        assert set(states) <= {"whole", "spent", "broken"}
+        assert states == sorted(states, reverse=True)
+        assert len(group) == 1 or "broken" not in states
+    assert sorted(how for group in faults.BREAKAGE_GROUPS for how in group) == sorted(
+        faults.BREAKAGES)
+
+
+def test_a_job_that_fails_is_a_problem_of_all_its_names() -> None:
+    def broken() -> dict[str, list[str]]:
+        raise run.RunnerError("no compiler")
+
+    assert run.in_parallel([run.Job(("a", "b"), broken), run.Job(("c",), lambda: {"c": []})]) == {
+        "a": ["runner: no compiler"], "b": ["runner: no compiler"], "c": []}
+
+
 @pytest.mark.parametrize("fault", run.FAULTS, ids=lambda fault: fault.name)
 def test_each_fault_has_its_place_in_the_sources(fault: faults.Fault) -> None:
     text = (KMOD / fault.file).read_text()
@@ -160,61 +225,75 @@ def seeded(bench: run.Bench) -> dict[str, list[str]]:
     return run.in_parallel(run.fault_jobs(bench, SERIES[-1]))
 
 
-@pytest.mark.machine
+@pytest.mark.kernel
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_module_passes_all_suites(suites: dict[str, list[str]], machine: str) -> None:
     assert suites[machine] == []
 
 
-@pytest.mark.machine
+@pytest.mark.kernel
 @pytest.mark.parametrize("fault", run.FAULTS, ids=lambda fault: fault.name)
 def test_the_suites_catch_a_seeded_fault(seeded: dict[str, list[str]], fault: faults.Fault) -> None:
     assert seeded[f"fault: {fault.name}"] == []
 
 
-@pytest.mark.machine
+@pytest.mark.kernel
 @pytest.mark.parametrize("how", faults.BREAKAGES)
 def test_the_runner_notices_a_broken_machine(seeded: dict[str, list[str]], how: str) -> None:
     assert seeded[f"broken: {how}"] == []
 
 
-@pytest.mark.machine
+@pytest.mark.kernel
 def test_the_runner_notices_nothing_on_a_machine_that_is_not_broken(
         seeded: dict[str, list[str]]) -> None:
     assert seeded["not broken"] == []
 
 
+def planted(tmp_path: Path, text: str) -> Path:
+    """A copy of the module's sources with something added to main.c."""
+    sources = tmp_path / "sources"
+    shutil.copytree(KMOD, sources)
+    with (sources / "main.c").open("a") as file:
+        file.write(text)
+    return sources
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("series", SERIES)
-def test_sparse_has_nothing_to_say(series: str, tmp_path: Path) -> None:
-    run.build_module(run.get_kernel(series), tmp_path / "module", sparse=True)
+def test_sparse_has_nothing_to_say(bench: run.Bench, series: str) -> None:
+    bench.check(series)
 
 
 @pytest.mark.kernel
-def test_sparse_is_heard(tmp_path: Path) -> None:
-    sources = tmp_path / "sources"
-    shutil.copytree(KMOD, sources)
-    with (sources / "main.c").open("a") as file:
-        file.write("int planted(int __user *at);\nint planted(int __user *at) { return *at; }\n")
+def test_sparse_is_heard(bench: run.Bench, tmp_path: Path) -> None:
+    sources = planted(tmp_path, "int planted(int __user *at);\n"
+                                "int planted(int __user *at) { return *at; }\n")
     with pytest.raises(run.RunnerError, match="dereference of noderef"):
-        run.build_module(run.get_kernel("6.12"), tmp_path / "module", sources, sparse=True)
+        bench.check("6.12", sources)
 
 
 @pytest.mark.kernel
-def test_a_warning_stops_the_build(tmp_path: Path) -> None:
-    sources = tmp_path / "sources"
-    shutil.copytree(KMOD, sources)
-    with (sources / "main.c").open("a") as file:
-        file.write("static int planted(void) { int unused; return 0; }\n")
+def test_a_warning_stops_the_build(bench: run.Bench, tmp_path: Path) -> None:
+    sources = planted(tmp_path, "static int planted(void) { int unused; return 0; }\n")
     with pytest.raises(run.RunnerError, match="unused"):
-        run.build_module(run.get_kernel("6.12"), tmp_path / "module", sources)
+        bench.check("6.12", sources)
+
+
+def checked_style(sources: Path) -> tuple[str, int]:
+    """What checkpatch says of sources of the module, and the exit code."""
+    done = subprocess.run(
+        ["make", "-s", "-C", str(sources), "style", f"CHECKPATCH={packages.get_checkpatch()}"],
+        capture_output=True, text=True, check=False)
+    return done.stdout, done.returncode
 
 
 @pytest.mark.kernel
 def test_checkpatch_has_nothing_to_say() -> None:
-    script = os.environ.get("CHECKPATCH", "/usr/src/linux/scripts/checkpatch.pl")
-    if not Path(script).exists():
-        pytest.skip("no checkpatch.pl: name one in CHECKPATCH")
-    done = subprocess.run(["make", "-s", "-C", str(KMOD), "style", f"CHECKPATCH={script}"],
-                          capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("", 0)
+    assert checked_style(KMOD) == ("", 0)
+
+
+@pytest.mark.kernel
+def test_checkpatch_is_heard(tmp_path: Path) -> None:
+    said, code = checked_style(planted(tmp_path, "static int planted( void ){ return 0; }\n"))
+    assert "main.c" in said
+    assert code

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -20,13 +21,24 @@ from hypothesis import strategies as st
 
 from planner.metrics import Result
 from planner.report import render_html, render_json, render_text
-from planner.report.charts import MAX_TIMES, charts, look, saved_over_time, shortfall_bytes
+from planner.report.chart_base import look
+from planner.report.charts import charts, frontier, shortfall_bytes
 from planner.report.facts import Strategy, best, clean, distinct, gather, verdict
-from planner.report.html import MAX_PARTITIONS, script_json
+from planner.report.html import script_json
+from planner.report.sections import MAX_PARTITIONS
+from planner.report.series import (
+    MAX_RATES,
+    MAX_TIMES,
+    bursts,
+    headrooms,
+    rate_times,
+    reached,
+    read_samples,
+)
 from planner.report.text import render_trace_info
 from planner.trace import open_trace
 from planner.traceinfo import trace_info
-from tests.report_data import POLICIES, make_result
+from tests.report_data import HORIZON_NS, MIB, POLICIES, make_details, make_result
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 HERE = Path(__file__).parent
@@ -113,12 +125,28 @@ RESULTS = {
 }
 
 
-@pytest.mark.parametrize("chart", ["over-time", "exposure", "where"])
+def details_for(result: Result) -> dict[str, Any]:
+    rows = result.summary.to_pylist()
+    return make_details([(row["policy"], row["merge"], row["partition_by"],
+                          row["saved_bytes"] / MIB, row["saved_zero_bytes"] // MIB)
+                         for row in rows], members=tuple(NASTY), text=HOSTILE)
+
+
 @pytest.mark.parametrize("name", RESULTS)
-def test_every_chart_compiles(name: str, chart: str) -> None:
-    svg = compiled(charts(RESULTS[name])[chart])
-    assert svg.startswith("<svg")
-    assert "NaN" not in svg
+def test_every_chart_compiles(name: str) -> None:
+    result = RESULTS[name]
+    specs = charts(result, details=details_for(result))
+    assert {"over-time", "exposure", "where", "cpu", "progress", "undone"} <= set(specs)
+    for spec in specs.values():
+        svg = compiled(spec)
+        assert svg.startswith("<svg")
+        assert "NaN" not in svg
+
+
+def test_a_result_with_all_there_is_has_all_charts() -> None:
+    assert list(charts(make_result(), details=make_details())) == [
+        "over-time", "exposure", "where", "cpu", "waterfall-1", "waterfall-2", "waterfall-3",
+        "progress", "undone", "headroom"]
 
 
 def test_compiling_a_broken_chart_fails() -> None:
@@ -143,12 +171,18 @@ def test_a_policy_has_one_colour_on_the_whole_page() -> None:
     facts = gather(result)
     expected = {s.label: look(s.index).colour for s in facts.strategies}
     assert len(set(expected.values())) == len(expected)
-    for spec in charts(result).values():
-        for channel in ("color", "fill", "stroke"):
-            scale = spec["encoding"].get(channel, {}).get("scale")
-            if scale:
-                assert dict(zip(scale["domain"], scale["range"], strict=True)) == expected
-    html = render_html(result)
+    n_scales = 0
+    for spec in charts(result, details=make_details()).values():
+        for layer in (spec, *spec.get("layer", ())):
+            for channel in ("color", "fill", "stroke"):
+                scale = layer.get("encoding", {}).get(channel, {}).get("scale")
+                if scale:
+                    n_scales += 1
+                    assert dict(zip(scale["domain"], scale["range"], strict=True)) == expected
+    assert n_scales == 10
+    drawn = charts(result, details=make_details())["waterfall-2"]["layer"][0]["mark"]
+    assert drawn["fill"] == expected["sync-domain"]
+    html = render_html(result, make_details())
     for label, colour in expected.items():
         found = re.findall(r'background:(#\w+)"></i>' + re.escape(label), html)
         assert set(found) == {colour}
@@ -160,8 +194,27 @@ def test_policies_beyond_the_palette_still_look_different() -> None:
 
 
 def test_memory_axes_start_at_zero() -> None:
-    for name, axis in (("over-time", "y"), ("exposure", "y"), ("exposure", "x"), ("where", "x")):
-        assert charts(make_result())[name]["encoding"][axis]["scale"]["zero"] is True
+    specs = charts(make_result(), details=make_details())
+    for name, axis in (("over-time", "y"), ("exposure", "y"), ("exposure", "x"), ("where", "x"),
+                       ("cpu", "y")):
+        assert specs[name]["encoding"][axis]["scale"]["zero"] is True
+    for name in ("headroom", "waterfall-1"):
+        assert specs[name]["layer"][0]["encoding"]["x"]["scale"]["zero"] is True
+
+
+def test_an_axis_of_zeros_starts_at_zero_too() -> None:
+    specs = charts(make_result(POLICIES[:1]))
+    for name, axis in (("over-time", "y"), ("undone", "y"), ("cpu", "y"), ("exposure", "x")):
+        assert specs[name]["encoding"][axis]["scale"] == {"zero": True, "domain": [0, 1]}
+
+
+def test_of_many_waterfalls_the_recommended_one_and_the_greatest_are_drawn() -> None:
+    policies = [POLICIES[0], ("small", "sync", "domain", 100, 0, 0, 0, 1.0, 9),
+                *((f"p{i}", *POLICIES[1][1:3], 200 + i, *POLICIES[1][4:]) for i in range(9))]
+    drawn = [name for name in charts(make_result(policies), details=make_details(policies))
+             if name.startswith("waterfall")]
+    assert drawn == ["waterfall-1", *(f"waterfall-{i}" for i in range(6, 11))]
+    assert gather(make_result(policies)).strategies[1].name == "small"
 
 
 def test_savings_over_time_are_added_up_over_hosts_and_thinned_evenly() -> None:
@@ -171,7 +224,7 @@ def test_savings_over_time_are_added_up_over_hosts_and_thinned_evenly() -> None:
     doubled = Result(result.scenario, result.run, result.summary,
                      type(result.hosts).from_pylist(both, schema=result.hosts.schema),
                      result.partitions, result.events)
-    times, saved = saved_over_time(doubled, gather(doubled))
+    times, saved = read_samples(doubled, gather(doubled)).over_time(gather(doubled), "saved_bytes")
     assert len(times) == MAX_TIMES
     assert (times[0], times[-1]) == (rows[0]["time_ns"], rows[-1]["time_ns"])
     assert saved["ksmd-global"][times[-1]] == 2 * 412 * 2**20
@@ -180,6 +233,75 @@ def test_savings_over_time_are_added_up_over_hosts_and_thinned_evenly() -> None:
 def test_the_shortfall_is_taken_from_the_strategy_that_gets_most() -> None:
     mib = [n // 2**20 for n in shortfall_bytes(gather(make_result()))]
     assert mib == [508, 0, 181, 114]
+
+
+def test_between_samples_of_its_own_a_host_keeps_its_last_value() -> None:
+    result = make_result(POLICIES[:2], n_samples=3)
+    rows = [{**row, "saved_bytes": value, "host": host, "time_ns": time_ns}
+            for row in result.hosts.to_pylist()[:1] for host, time_ns, value in (
+                ("a", 0, 0), ("b", 0, 0), ("a", 10, 5), ("b", 20, 7), ("a", 30, 6))]
+    hosts = type(result.hosts).from_pylist(rows, schema=result.hosts.schema)
+    read = Result(result.scenario, result.run, result.summary, hosts, result.partitions,
+                  result.events)
+    facts = gather(read)
+    line = read_samples(read, facts).total("never", "saved_bytes")
+    assert line == {0: 0, 10: 5, 20: 12, 30: 13}
+    assert [reached(line, share) for share in (0.5, 0.9, 1.0)] == [20, 20, 30]
+    assert reached({0: 0, 5: 3, 9: -1}, 0.5) is None
+
+
+def with_samples(values: list[dict[str, int]], **options: Any) -> Result:
+    """A result whose second policy has these values at even times, and one sample more."""
+    result = make_result(POLICIES[:2], **options)
+    row = result.hosts.to_pylist()[0]
+    last = len(values) - 1
+    rows = [{**row, "policy": "ksmd-global", "time_ns": HORIZON_NS * i // last, **each}
+            for i, each in enumerate(values)]
+    hosts = type(result.hosts).from_pylist(rows, schema=result.hosts.schema)
+    return Result(result.scenario, result.run, result.summary, hosts, result.partitions,
+                  result.events)
+
+
+def test_a_storm_is_the_interval_with_most_breaks_not_two_samples_close_together() -> None:
+    result = with_samples([{"cow_breaks": n} for n in (0, 10, 20, 120, 130, 140, 150)])
+    rows = result.hosts.to_pylist()
+    # A sample a microsecond after the second one: five breaks there would be a huge rate.
+    rows.insert(2, {**rows[1], "time_ns": rows[1]["time_ns"] + 1000, "cow_breaks": 15})
+    hosts = type(result.hosts).from_pylist(rows, schema=result.hosts.schema)
+    result = Result(result.scenario, result.run, result.summary, hosts, result.partitions,
+                    result.events)
+    facts = gather(result)
+    samples = read_samples(result, facts)
+    (burst,) = bursts(samples, facts)
+    assert (burst.start_ns, burst.end_ns) == (HORIZON_NS // 6 * 2, HORIZON_NS // 6 * 3)
+    assert (burst.n_breaks, burst.n_all) == (100, 150)
+    assert burst.per_second == pytest.approx(100 / 60)
+
+
+def test_rates_are_told_of_whole_sampling_intervals() -> None:
+    result = make_result(n_samples=361)
+    times = rate_times(read_samples(result, gather(result)), HORIZON_NS)
+    assert len(times) <= MAX_RATES + 1
+    assert {end - start for start, end in itertools.pairwise(times)} == {6 * 10**9}
+    assert rate_times(read_samples(make_result([]), gather(make_result([]))), HORIZON_NS) == []
+
+
+def test_the_headroom_is_that_of_the_worst_moment() -> None:
+    result = with_samples([
+        {"guest_memory_bytes": 1000, "saved_bytes": 100 * i, "saved_zero_bytes": 10 * i,
+         "unmerge_bytes": need} for i, need in enumerate((0, 100, 290, 320))])
+    result.scenario["hosts"][0].update(memory_bytes=1500, reserved_bytes=450)
+    (room,) = headrooms(read_samples(result, gather(result)), result, gather(result))
+    assert (room.host, room.time_ns) == ("lab", HORIZON_NS // 3 * 2)
+    assert (room.in_use_bytes, room.needed_bytes, room.left_bytes) == (780, 290, -20)
+    assert "! only while merged" in render_html(result)
+    assert "! only while merged" not in render_html(make_result())
+
+
+def test_the_frontier_holds_what_no_other_strategy_beats_in_both() -> None:
+    facts = gather(make_result([POLICIES[0], *POLICIES[1:],
+                                ("worse", "ksmd", "none", 290, 0, 30_000, 0, 1.0, None)]))
+    assert [s.name for s in frontier(facts)] == ["sync-domain", "sync-group", "ksmd-global"]
 
 
 # --- verdict ---------------------------------------------------------------------------------
@@ -283,12 +405,17 @@ def test_the_page_reads_without_scripts() -> None:
     result = make_result()
     page = Page(render_html(result))
     facts = gather(result)
-    times, saved = saved_over_time(result, facts)
-    (table,) = (t for t in page.tables if t[0][0] == "timemin")
+    samples = read_samples(result, facts)
+    times, saved = samples.over_time(facts, "saved_bytes")
+    cpu = samples.over_time(facts, "merge_cpu_ns")[1]
+    table, cpu_table, undone_table = (t for t in page.tables if t[0][0] == "timemin")
     assert table[0][1:] == [s.label for s in facts.strategies]
     assert [[row[0], *row[1:]] for row in table[1:]] == [
         [f"{t / 60e9:g}", *(facts.unit.figures(saved[s.label][t]) for s in facts.strategies)]
         for t in times]
+    assert [row[1:] for row in cpu_table[1:]] == [
+        [f"{cpu[s.label][t] / 1e9:g}" for s in facts.strategies] for t in times]
+    assert undone_table[-1][1:] == ["0", "2 636", "1 478", "1 907"]
     strategies, counters = page.tables[0], next(t for t in page.tables if "eligibleMiB" in t[0])
     row = dict(zip(strategies[0], strategies[2], strict=True))
     assert row == {
@@ -303,16 +430,27 @@ def test_the_page_reads_without_scripts() -> None:
 def test_the_page_is_the_same_bytes_for_the_same_result() -> None:
     code = ("import hashlib; from tests.report_data import make_result;"
             "from planner.report import render_html;"
-            "print(hashlib.sha256(render_html(make_result()).encode()).hexdigest())")
+            "from tests.report_data import make_details;"
+            "print(hashlib.sha256(render_html(make_result(), make_details()).encode())"
+            ".hexdigest())")
     digests = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True,
                               capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed,
                                                         "TZ": zone}).stdout.strip()
                for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo"))}
-    assert digests == {hashlib.sha256(render_html(make_result()).encode()).hexdigest()}
+    assert digests == {hashlib.sha256(
+        render_html(make_result(), make_details()).encode()).hexdigest()}
 
 
 def test_hostile_names_stay_text_in_the_page() -> None:
-    usual, page = Page(render_html(make_result())), Page(html := render_html(hostile_result()))
+    result = hostile_result()
+    details = details_for(result)
+    details["diagnosis"][0]["trace"] = HOSTILE
+    details["sharing"][0]["key"] = HOSTILE
+    facts = gather(result)
+    usual = Page(render_html(
+        make_result([(f"p{i}", *POLICIES[1][1:]) for i in range(len(NASTY))]),
+        make_details([(f"p{i}", *POLICIES[1][1:]) for i in range(len(NASTY))])))
+    page = Page(html := render_html(result, details))
     assert len(page.scripts) == len(usual.scripts)
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in usual.tags}
     assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
@@ -322,8 +460,8 @@ def test_hostile_names_stay_text_in_the_page() -> None:
     assert not [c for c in own if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"]
     assert max(map(len, own.split("\n"))) < 20_000
     html.encode()
-    specs = [json.loads(text) for text in page.scripts[:3]]
-    assert specs == list(charts(hostile_result()).values())
+    specs = charts(result, facts, details)
+    assert [json.loads(text) for text in page.scripts[:len(specs)]] == list(specs.values())
 
 
 def test_the_page_says_in_red_that_nothing_was_validated() -> None:
@@ -333,6 +471,7 @@ def test_the_page_says_in_red_that_nothing_was_validated() -> None:
     (warning,) = warnings(make_result())
     assert "Not validated on your hardware" in warning
     assert "builtin:unmeasured" in warning
+    assert "None was done on your hardware" in render_html(make_result())
     (half,) = warnings(make_result(timings="calibration/lab.json"))
     assert "Timings not measured" not in half
     assert warnings(make_result(timings="calibration/lab.json", validated=True)) == []
@@ -352,6 +491,7 @@ def test_the_page_shows_the_largest_partitions_and_counts_the_rest() -> None:
 def test_the_page_of_an_odd_result_is_still_a_page() -> None:
     for result in RESULTS.values():
         assert Page(render_html(result)).tags[-1][0] == "script"
+        assert Page(render_html(result, details_for(result))).tags[-1][0] == "script"
 
 
 # --- text and JSON ---------------------------------------------------------------------------
@@ -413,7 +553,8 @@ def test_the_json_report_is_json_with_a_version() -> None:
 
 def test_importing_the_reports_loads_no_heavy_library() -> None:
     code = ("import sys, planner.report; "
-            "print(sorted({'jinja2', 'numba', 'pyarrow', 'numpy', 'rich'} & set(sys.modules)))")
+            "print(sorted({'jinja2', 'numba', 'pyarrow', 'numpy', 'rich', 'vl_convert'} "
+            "& set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True,
                           capture_output=True)
     assert done.stdout.strip() == "[]"
@@ -479,6 +620,12 @@ def info_document(name: str = "vm", n_guests: int = 3) -> dict[str, Any]:
                         "n_not_advised": 0, "n_not_anonymous": n_guests * 30, "n_zero_page": 0,
                         "no_hash": {"swapped": n_guests * 10}, "incompatible": {}},
         "total": total,
+        "diagnosis": {
+            "n_bytes": n_guests * 2600 * 4096, "notes": [],
+            "obstacles": [{"key": "thp", "n_bytes": n_guests * 2000 * 4096, "share": 0.769,
+                           "text": "in huge pages", "instead": "split them"}] * (n_guests > 0),
+            "contents": [{"key": name, "n_bytes": n_guests * 2560 * 4096, "share": 1.0,
+                          "text": name, "instead": ""}] * (n_guests > 0)},
         "guests": [{"name": f"{name}-{i}", **sums} for i in range(n_guests)],
         "counts": {"n_duplicates": 768, "n_zero_duplicates": 128},
         "boundaries": [{"label": "guest", **boundary, "lost_share": 1.0},

@@ -8,7 +8,7 @@ from faults import Fault
 FAULTS = (
     Fault("references to a page are not checked", "replace.c",
           "if (page_ref_count(page) != 2 + folio_test_swapcache(page_folio(page))) {", "if (0) {",
-          ("p_refuse",), r"not ok .*pages that a pipe refers to are busy"),
+          ("p_refuse",), r"not ok .*pages that a pipe refers to are busy", "spent"),
     # Between the first compare and the TLB flush there are microseconds: made milliseconds here.
     Fault("pages are compared only while they can be written", "replace.c",
           "compat_zap_page_range(vma, address, PAGE_SIZE);\n\tunlock_page(old);\n\n"
@@ -16,15 +16,15 @@ FAULTS = (
           "schedule_timeout_uninterruptible(1);\n"
           "\tcompat_zap_page_range(vma, address, PAGE_SIZE);\n\tunlock_page(old);\n\n"
           "\tis_equal = true;",
-          ("p_stress",), r"not ok .*no page was corrupted"),
+          ("p_stress",), r"not ok .*no page was corrupted", "broken"),
     Fault("pages with one hash are taken for equal", "merge.c",
           "bool is_equal = !memcmp(at_a, at_b, PAGE_SIZE);", "bool is_equal = true;",
-          ("p_stress",), r"not ok .*no page was corrupted"),
+          ("p_stress",), r"not ok .*no page was corrupted", "broken"),
     Fault("partitions look for frames in one table", "partition_table.c",
           "node = rb_find_first(&hash, &partition->frames, planner_frame_hash_cmp);",
           "static struct rb_root *first; if (!first) first = &partition->frames; "
           "node = rb_find_first(&hash, first, planner_frame_hash_cmp);",
-          ("p_stress",), r"not ok .*no frame is in both partitions"),
+          ("p_stress",), r"not ok .*no frame is in both partitions", "broken"),
     Fault("a frame of another partition is not recognised", "merge.c",
           "if (planner_frame_of(batch->partition, page))", "if (page)",
           ("p_merge",), r"not ok .*refused by the other"),

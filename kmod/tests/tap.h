@@ -10,11 +10,19 @@
 
 static int tap_n, tap_n_bad;
 
+/* Where the module has a fault, the first thing that is noticed is enough. */
+static void tap_stop(void)
+{
+	if (tap_n_bad && getenv("TAP_STOP"))
+		exit(1);
+}
+
 __attribute__((format(printf, 2, 3), unused))
 static bool ok(bool is_ok, const char *format, ...)
 {
 	va_list arguments;
 
+	tap_stop();
 	printf("%sok %d - ", is_ok ? "" : "not ", ++tap_n);
 	va_start(arguments, format);
 	vprintf(format, arguments);

@@ -7,7 +7,7 @@ looks at the page map again afterwards, and writes keyed hashes and never conten
 host names. Run in a guest with --guest-classes it writes what each guest frame is used for.
 
 Nothing here may be imported by the rest of the package, nor import it. docs/importing.md describes
-the stream, planner/importers/agent.py reads it.
+the stream, planner/importers/agent.py and guest_classes.py read it.
 """
 
 from __future__ import annotations

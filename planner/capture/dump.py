@@ -184,8 +184,9 @@ class DumpDecoder:
         self._sizes = sizes = (int(raw["header_size"]), int(raw["record_size"]),
                                int(raw["trailer_size"]))
         least = (abi.HEADER_SIZE, abi.RECORD_SIZE, abi.TRAILER_SIZE)
-        are_sane = all(low <= size <= _MOST_BYTES and size % sizes[1] == 0
-                       for low, size in zip(least, sizes, strict=True))
+        are_sane = sizes[1] > 0 and all(
+            low <= size <= _MOST_BYTES and size % sizes[1] == 0
+            for low, size in zip(least, sizes, strict=True))
         if not are_sane or (self._is_known_minor and sizes != least):
             raise self._damaged("sizes of header, slots and trailer {}, {} and {}".format(*sizes))
         if (raw["algorithm"] != abi.ALGORITHM_XXH64_SIPHASH24 or raw["hash_bits"] != abi.HASH_BITS

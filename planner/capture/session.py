@@ -27,7 +27,7 @@ from planner.capture.procfs import (
 )
 from planner.capture.sources import SOURCES, Source, open_source
 from planner.capture.targets import Process, Target, guest_ram, processes_of, resolve_targets
-from planner.errors import InterruptedRunError, MachineError, UsageError
+from planner.errors import DataError, InterruptedRunError, MachineError, UsageError
 from planner.sitekey import SiteKey
 from planner.trace import PAGE_BYTES, RegionFlag, RegionInput, TraceWriter
 
@@ -222,7 +222,7 @@ def capture(request: CaptureRequest, progress: Callable[[str, float], None] | No
     for a request that cannot be, MachineError without permission, without targets, or when the
     trace cannot be written, DataError when the module's dump is not what it should be, and
     InterruptedRunError after Ctrl-C: snapshots finished by then are kept in a trace of status
-    "partial". Nothing is left behind otherwise.
+    "partial", if it can be written. Nothing is left behind otherwise.
     """
     root = root or ProcRoot()
     targets = resolve_targets(root, pids=request.pids, cgroups=request.cgroups, qemu=request.qemu,
@@ -234,12 +234,7 @@ def capture(request: CaptureRequest, progress: Callable[[str, float], None] | No
         try:
             return _write(request, root, targets, source, progress, after_snapshot)
         except OSError as error:
-            if isinstance(error, PermissionError):
-                raise MachineError(f"no permission: {error}", where=str(error.filename or ""),
-                                   instead="run as root, and check the output folder") from error
-            raise MachineError(f"the capture failed: {error.strerror or error}",
-                               where=str(error.filename or request.out),
-                               instead="check the space and permissions there") from error
+            raise _explained(request, error) from error
 
 
 def _write(request: CaptureRequest, root: ProcRoot, targets: list[Target], source: Source,
@@ -257,6 +252,8 @@ def _write(request: CaptureRequest, root: ProcRoot, targets: list[Target], sourc
             status = _run(session)
         except KeyboardInterrupt:
             raise _interrupted(request, writer) from None
+        except (DataError, MachineError, OSError) as error:
+            raise _failed(request, writer, error) from error
         if not writer.n_snapshots:
             raise MachineError("every target ended before a snapshot was finished",
                                instead="capture processes that stay")
@@ -292,6 +289,27 @@ def _interrupted(request: CaptureRequest, writer: TraceWriter) -> InterruptedRun
     path = writer.finish("partial")
     return InterruptedRunError(f"interrupted; {n_done} of {request.snapshots} snapshots are kept",
                                where=str(path))
+
+
+def _failed(request: CaptureRequest, writer: TraceWriter,
+            error: DataError | MachineError | OSError) -> DataError | MachineError:
+    """Keep the finished snapshots when the source or the output failed, and say so."""
+    problem = _explained(request, error) if isinstance(error, OSError) else error
+    if not writer.n_snapshots:
+        return problem
+    path = writer.finish("partial")
+    kind = MachineError if isinstance(problem, MachineError) else DataError
+    return kind(f"{problem.what}; {writer.n_snapshots} of {request.snapshots} snapshots are kept "
+                f"in {path}", where=problem.where, instead=problem.instead)
+
+
+def _explained(request: CaptureRequest, error: OSError) -> MachineError:
+    if isinstance(error, PermissionError):
+        return MachineError(f"no permission: {error}", where=str(error.filename or ""),
+                            instead="run as root, and check the output folder")
+    return MachineError(f"the capture failed: {error.strerror or error}",
+                        where=str(error.filename or request.out),
+                        instead="check the space and permissions there")
 
 
 def _regions(target: Target, vmas: Sequence[Vma]) -> list[RegionInput]:

@@ -6,6 +6,7 @@ imported inside the command bodies, so that `planner --help` is quick.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -16,17 +17,26 @@ from planner.cli import (
     apply,
     calibrate,
     capture,
+    compare,
     counters,
     doctor,
+    explain,
+    export,
     imports,
+    init,
     inventory,
+    report,
     run,
     scenario,
+    sql,
+    suggest,
     trace,
     validate,
 )
+from planner.cli.output import say
+from planner.escape import printable
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "printable"]
 
 #: Exit code after Ctrl-C.
 INTERRUPTED = 130
@@ -38,16 +48,25 @@ app = typer.Typer(
     epilog="Example: planner run scenarios/quickstart.yaml",
     context_settings={"help_option_names": ["-h", "--help"]})
 
-app.command("run")(run.run)
-app.command("check")(scenario.check)
-app.command("schema")(scenario.schema)
-app.command("capture")(capture.capture)
-app.command("calibrate")(calibrate.calibrate)
-app.command("apply")(apply.apply)
-app.command("doctor")(doctor.doctor)
-app.add_typer(trace.app, name="trace")
-app.add_typer(inventory.app, name="import")
-app.add_typer(counters.app, name="validate")
+#: Headings of the help, in the order of the work.
+_DATA, _SIMULATE, _RESULTS, _HOSTS = "Get data", "Simulate", "Use results", "Hold against hosts"
+app.command("doctor", rich_help_panel=_DATA)(doctor.doctor)
+app.command("capture", rich_help_panel=_DATA)(capture.capture)
+app.add_typer(trace.app, name="trace", rich_help_panel=_DATA)
+app.add_typer(inventory.app, name="import", rich_help_panel=_DATA)
+app.command("init", rich_help_panel=_SIMULATE)(init.init)
+app.command("check", rich_help_panel=_SIMULATE)(scenario.check)
+app.command("schema", rich_help_panel=_SIMULATE)(scenario.schema)
+app.command("run", rich_help_panel=_SIMULATE)(run.run)
+app.command("suggest", rich_help_panel=_SIMULATE)(suggest.suggest)
+app.command("report", rich_help_panel=_RESULTS)(report.report)
+app.command("explain", rich_help_panel=_RESULTS)(explain.explain)
+app.command("compare", rich_help_panel=_RESULTS)(compare.compare)
+app.command("sql", rich_help_panel=_RESULTS)(sql.sql)
+app.add_typer(export.app, name="export", rich_help_panel=_RESULTS)
+app.add_typer(counters.app, name="validate", rich_help_panel=_HOSTS)
+app.command("calibrate", rich_help_panel=_HOSTS)(calibrate.calibrate)
+app.command("apply", rich_help_panel=_HOSTS)(apply.apply)
 counters.app.command("live")(validate.live)
 counters.app.command("plan")(apply.validate_plan)
 trace.app.command("import")(imports.import_trace)
@@ -58,7 +77,7 @@ def _print_version(value: bool) -> None:
     if value:
         from planner import __version__
 
-        typer.echo(f"planner {__version__}")
+        say(f"planner {__version__}")
         raise typer.Exit
 
 
@@ -97,15 +116,29 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output has gone (`planner ... | head`): not an error of ours.
         sys.stderr.close()
         return 0
+    except SystemExit as error:
+        # The parser leaves by itself after --show-completion.
+        return error.code if isinstance(error.code, int) else 0
+    except OSError as error:
+        if debug or error.filename is None:
+            return _bug(error, debug)
+        _complain(f"{error.filename}: {error.strerror or error}; check the path and its "
+                  "permissions")
+        return 3
     except Exception as error:
         code = _usage_error(error)
         if code is not None:
             return code
-        if debug:
-            raise
-        _complain(f"internal error: {type(error).__name__}: {error}; run again with --debug and "
-                  "report it")
-        return 1
+        return _bug(error, debug)
+
+
+def _bug(error: Exception, debug: bool) -> int:
+    """Tell an error that no part of the program expected."""
+    if debug:
+        raise error
+    _complain(f"internal error: {type(error).__name__}: {error}; run again with --debug and "
+              "report it")
+    return 1
 
 
 def _usage_error(error: Exception) -> int | None:
@@ -113,7 +146,9 @@ def _usage_error(error: Exception) -> int | None:
     show = getattr(error, "show", None)
     code = getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
-        show()
+        shown = io.StringIO()
+        show(file=shown)
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in shown.getvalue().splitlines()))
         return code
     return None
 
@@ -123,9 +158,3 @@ def _complain(text: str) -> None:
     # Scenario problems carry `file:line:col: error:` themselves, for editors to find.
     prefix = "" if ": error: " in lines[0] else "error: "
     sys.stderr.write(prefix + "\n".join(printable(line) for line in lines) + "\n")
-
-
-def printable(text: str) -> str:
-    """`text` without control characters, which could drive the terminal."""
-    return "".join(character if character.isprintable() or character == "\t" else "\ufffd"
-                   for character in text)

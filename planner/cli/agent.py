@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import document, say, tell
+
 
 def write_agent(output: Path | None, *, force: bool) -> int:
     """Write the capture agent, one executable zipapp, to `output` or standard output."""
@@ -34,8 +36,7 @@ def write_agent(output: Path | None, *, force: bool) -> int:
                          instead="choose another file") from error
     finally:
         aside.unlink(missing_ok=True)
-    typer.echo(f"{output}: {len(packed)} bytes; run it as root with python3 (3.9 or later)",
-               err=True)
+    tell(f"{output}: {len(packed)} bytes; run it as root with python3 (3.9 or later)")
     return 0
 
 
@@ -70,13 +71,14 @@ def join(
                          "only needed where the mapping is larger than the memory.")] = None,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace a trace that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Label the memory of a guest by what the guest uses it for (kernel text, page cache, ...).
 
     Example: planner trace join traces/host1 web1.classes --guest web1 -o traces/host1-classes
     """
     from planner.errors import UsageError
-    from planner.importers.agent import join_classes
+    from planner.importers.guest_classes import join_classes
     from planner.units import parse_size
 
     try:
@@ -84,9 +86,14 @@ def join(
     except ValueError as error:
         raise UsageError(str(error), where="--offset") from None
     report = join_classes(trace, guest, classes, output, offset_bytes=offset_bytes, force=force)
-    typer.echo(f"{report.path}: {report.n_guests} guests, {report.n_snapshots} snapshot(s), "
+    if as_json:
+        document("planner.trace-join", path=str(report.path), n_guests=report.n_guests,
+                 n_snapshots=report.n_snapshots, n_pages=report.n_pages,
+                 notes=list(report.notes))
+        return 0
+    say(f"{report.path}: {report.n_guests} guests, {report.n_snapshots} snapshot(s), "
                f"{report.n_pages} page records, mode 0600")
     for note in report.notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(f"next: planner trace info {report.path}", err=True)
+        tell(f"note: {note}")
+    tell(f"next: planner trace info {report.path}")
     return 0

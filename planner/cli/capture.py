@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import document, say, tell
+
 
 def capture(
     what: Annotated[str | None, typer.Argument(
@@ -49,6 +51,7 @@ def capture(
         metavar="FILE")] = None,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace a trace that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Hash the memory of running processes or guests into a trace, by module or /proc.
 
@@ -102,21 +105,27 @@ def capture(
     finally:
         line.done()
     if site_key.is_new:
-        typer.echo(f"made a new site key, id {site_key.key_id}, in {site_key.path}: hosts that "
-                   "are to be compared must share it", err=True)
+        tell(f"made a new site key, id {site_key.key_id}, in {site_key.path}: hosts that "
+             "are to be compared must share it")
     trace = open_trace(path)
     n_pages = sum(snapshot.n_pages for snapshot in trace.snapshots)
-    typer.echo(f"{path}: {len(trace.guests)} guests, {len(trace.snapshots)} snapshot(s), "
-               f"{n_pages} page records, source {trace.provenance['source']}, "
-               f"key id {site_key.key_id}, mode 0600")
+    if as_json:
+        document("planner.capture", path=str(path), digest=trace.digest, status=trace.status,
+                 n_guests=len(trace.guests), n_snapshots=len(trace.snapshots), n_pages=n_pages,
+                 source=str(trace.provenance["source"]), key_id=site_key.key_id,
+                 skipped=[dict(snapshot.skipped) for snapshot in trace.snapshots])
+        return 0 if len(trace.snapshots) == snapshots else 3
+    say(f"{path}: {len(trace.guests)} guests, {len(trace.snapshots)} snapshot(s), "
+        f"{n_pages} page records, source {trace.provenance['source']}, "
+        f"key id {site_key.key_id}, mode 0600")
     for snapshot in trace.snapshots:
         if snapshot.is_partial or snapshot.skipped:
             reasons = ", ".join(f"{count} {name}" for name, count in snapshot.skipped.items())
-            typer.echo(f"snapshot {snapshot.snapshot_id}: "
-                       f"{'partial' if snapshot.is_partial else 'complete'} ({reasons})", err=True)
-    typer.echo(f"next: planner trace info {path}", err=True)
+            tell(f"snapshot {snapshot.snapshot_id}: "
+                 f"{'partial' if snapshot.is_partial else 'complete'} ({reasons})")
+    tell(f"next: planner trace info {path}")
     if len(trace.snapshots) < snapshots:
-        typer.echo(f"partial: {len(trace.snapshots)} of {snapshots} snapshots, since no target "
-                   "was left", err=True)
+        tell(f"partial: {len(trace.snapshots)} of {snapshots} snapshots, since no target "
+             "was left")
         return 3
     return 0

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import say
+
 #: The machine or its rights do not allow a capture (planner.errors).
 _NOT_POSSIBLE = 3
 
@@ -30,5 +32,5 @@ def doctor(
         for finding in diagnosis.findings:
             mark = "!" if finding.is_problem else " "
             line = f"{mark} {finding.name.ljust(width)}  {finding.text}"
-            typer.echo(f"{line}; {finding.instead}" if finding.instead else line)
+            say(f"{line}; {finding.instead}" if finding.instead else line)
     return 0 if diagnosis.can_capture else _NOT_POSSIBLE

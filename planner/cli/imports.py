@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import document, say, tell
+
 
 def import_trace(
     files: Annotated[list[str], typer.Argument(
@@ -28,6 +30,7 @@ def import_trace(
         metavar="FILE")] = None,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace a trace that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Make a trace of memory images, hash lists or an agent's stream.
 
@@ -48,7 +51,9 @@ def import_trace(
         raise UsageError(f"unknown format {form!r}", where="--format",
                          instead=f"choose one of {', '.join(FORMATS)}")
     source = load_labels(labels, label or ())
-    site_key = load_site_key(key) if key is not None or form in KEYED_FORMATS else None
+    # Where a key is only compared with, making one would hide a wrong path.
+    is_keyed = form in KEYED_FORMATS
+    site_key = (load_site_key(key, create=is_keyed) if key is not None or is_keyed else None)
     module, _, function = FORMATS[form].partition(":")
     run_import = getattr(import_module(module), function)
     line = ProgressLine()
@@ -57,12 +62,17 @@ def import_trace(
                             key=site_key, force=force, progress=line.update)
     finally:
         line.done()
-    typer.echo(f"{report.path}: {report.n_guests} guests, {report.n_snapshots} snapshot(s), "
+    if as_json:
+        document("planner.trace-import", path=str(report.path), n_guests=report.n_guests,
+                 n_snapshots=report.n_snapshots, n_pages=report.n_pages,
+                 skipped=dict(report.skipped), notes=list(report.notes))
+        return 0
+    say(f"{report.path}: {report.n_guests} guests, {report.n_snapshots} snapshot(s), "
                f"{report.n_pages} page records, mode 0600")
     for reason, count in sorted(report.skipped.items()):
         if count:
-            typer.echo(f"skipped: {count} {reason}", err=True)
+            tell(f"skipped: {count} {reason}")
     for note in report.notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(f"next: planner trace info {report.path}", err=True)
+        tell(f"note: {note}")
+    tell(f"next: planner trace info {report.path}")
     return 0

@@ -10,18 +10,22 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import document, say, tell
+
 app = typer.Typer(no_args_is_help=True,
                   help="Bring in what other tools know: inventories of hosts and guests, metrics.")
 
-Files = Annotated[list[Path], typer.Argument(help="Files to read.", metavar="FILE...")]
+Files = Annotated[list[Path], typer.Argument(help="Files to read; - is standard input.",
+                                             metavar="FILE...")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
 def _remarks(skipped: Mapping[str, int], notes: Sequence[str]) -> None:
     for reason, count in skipped.items():
-        typer.echo(f"left out: {count} x {reason}", err=True)
+        tell(f"left out: {count} x {reason}")
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
 
 
 @app.command()
@@ -34,6 +38,7 @@ def inventory(
     host: Annotated[str | None, typer.Option(
         "--host", help="Host of guests whose listing names none (libvirt).")] = None,
     force: Force = False,
+    as_json: Json = False,
 ) -> int:
     """Read listings of hosts and guests into one inventory that scenarios can name.
 
@@ -42,13 +47,17 @@ def inventory(
 
     Example: planner import inventory resources.json 101.conf -o fleet.parquet
     """
-    from planner.cli import printable
     from planner.importers.inventory import import_inventory
 
     report = import_inventory(files, out=output, format_name=format_name, host=host, force=force)
-    typer.echo(printable(f"{report.path}: {report.n_hosts} host(s), {report.n_guests} guest(s)"))
+    if as_json:
+        document("planner.inventory-import", path=str(report.path), n_hosts=report.n_hosts,
+                 n_guests=report.n_guests, skipped=dict(report.skipped),
+                 notes=list(report.notes))
+        return 0
+    say(f"{report.path}: {report.n_hosts} host(s), {report.n_guests} guest(s)")
     _remarks(report.skipped, report.notes)
-    typer.echo(f"next: hosts: {{from: {output}}} in a scenario", err=True)
+    tell(f"next: hosts: {{from: {output}}} in a scenario")
     return 0
 
 
@@ -66,18 +75,23 @@ def metrics(
         "--utc-offset", help="Offset of ksmtuned's dates, such as +01:00, where their time zone "
                              "is not UTC.")] = None,
     force: Force = False,
+    as_json: Json = False,
 ) -> int:
     """Read KSM counters that a monitoring system kept into one table over time.
 
     Example: planner import metrics query_range.json -o counters.parquet
     """
-    from planner.cli import printable
     from planner.importers.counters import Options, import_metrics
 
     report = import_metrics(files, out=output, format_name=format_name,
                             options=Options(host, _offset(utc_offset)), force=force)
-    typer.echo(printable(f"{report.path}: {report.n_samples} samples of "
-                         f"{len(report.counters)} counters, host(s) {', '.join(report.hosts)}"))
+    if as_json:
+        document("planner.metrics-import", path=str(report.path), n_samples=report.n_samples,
+                 counters=list(report.counters), hosts=list(report.hosts),
+                 skipped=dict(report.skipped), notes=list(report.notes))
+        return 0
+    say(f"{report.path}: {report.n_samples} samples of {len(report.counters)} counters, host(s) "
+        f"{', '.join(report.hosts)}")
     _remarks(report.skipped, report.notes)
     return 0
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 import time
 
+from planner.escape import printable
+
 __all__ = ["ProgressLine"]
 
 _QUIET_S = 2.0
 _EVERY_S = 0.2
+#: Longest name in the line, which must not wrap.
+_WIDTH = 48
 
 
 class ProgressLine:
@@ -28,7 +32,7 @@ class ProgressLine:
             return
         self._shown_at = now
         left = f", {elapsed * (1 - share) / share:.0f} s left" if share > 0.02 else ""
-        text = f"{what}: {share:.0%}{left}"
+        text = f"{printable(what, _WIDTH)}: {share:.0%}{left}"
         sys.stderr.write("\r" + text.ljust(self._width))
         sys.stderr.flush()
         self._width = len(text)

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli.output import say, tell, write_text
+
 if TYPE_CHECKING:
     from planner.metrics import Result
+    from planner.runner import TraceStore
 
 
 def run(
@@ -26,6 +29,9 @@ def run(
                       "policies.ksmd.merge.ksmd.pages_to_scan=1000.", metavar="KEY=VALUE")] = None,
     again: Annotated[bool, typer.Option(
         "--again", help="Simulate again even if this very scenario has a result.")] = False,
+    without_details: Annotated[bool, typer.Option(
+        "--no-details", help="Leave out of the report what takes a second look at the traces: "
+                             "where the memory went, who shares with whom.")] = False,
 ) -> int:
     """Compare the scenario's strategies and write a report.
 
@@ -47,14 +53,14 @@ def run(
     notes: list[str] = []
     resolved = load_scenario(scenario, settings or (), store=store, notes=notes)
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     folder = output if output is not None else Path(resolved.output.folder)
     digest = run_digest(resolved)
     path = result_path(folder, resolved.name, digest)
     known = None if again else _earlier(path, digest)
     if known is not None:
         result = known
-        typer.echo(f"{path}: this scenario was run before; --again simulates it anew", err=True)
+        tell(f"{path}: this scenario was run before; --again simulates it anew")
     else:
         def kept(finished: Result, at: Path) -> Path:
             return save(finished, at, texts={"scenario.yaml": scenario.read_text("utf-8"),
@@ -71,13 +77,38 @@ def run(
         finally:
             line.done()
         kept(result, path)
+        if not without_details:
+            _add_details(result, path, store)
     if as_json:
         typer.echo(json.dumps(render_json(result), indent=1))
         return 0
     width = shutil.get_terminal_size((100, 24)).columns
     typer.echo(render_text(result, width=max(60, width), colour=sys.stdout.isatty()))
-    typer.echo(f"Report: {path / 'report.html'}")
+    say(f"Report: {path / 'report.html'}")
     return 0
+
+
+def _add_details(result: Result, path: Path, store: TraceStore) -> None:
+    """Work out the details, keep them with the result, and write the report with them."""
+    from planner.cli.progress import ProgressLine
+    from planner.details import FILE_NAME, details_of
+    from planner.errors import DataError, InterruptedRunError
+    from planner.report.html import render_html
+
+    line = ProgressLine()
+    try:
+        details = details_of(result, store=store, progress=line.update)
+    except DataError as error:
+        tell(f"note: the report is without details: {error}")
+        return
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "interrupted while the details of the report were worked out", where=str(path),
+            instead="the result is whole; planner report RESULT --details does the rest") from None
+    finally:
+        line.done()
+    write_text(path / FILE_NAME, json.dumps(details, indent=1) + "\n")
+    write_text(path / "report.html", render_html(result, details))
 
 
 def _earlier(path: Path, digest: str) -> Result | None:
@@ -94,6 +125,5 @@ def _earlier(path: Path, digest: str) -> Result | None:
         problem = "it is not whole"
     except DataError as error:
         problem = str(error)
-    typer.echo(f"{path}: the earlier result cannot be used ({problem}); simulating again",
-               err=True)
+    tell(f"{path}: the earlier result cannot be used ({problem}); simulating again")
     return None

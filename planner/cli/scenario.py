@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import document, say, tell
+
 
 def check(
     scenario: Annotated[Path, typer.Argument(help="The scenario file (YAML).", metavar="FILE")],
@@ -16,6 +18,9 @@ def check(
                            "the output is itself a scenario.")] = False,
     settings: Annotated[list[str] | None, typer.Option(
         "--set", help="Replace a value of the scenario.", metavar="KEY=VALUE")] = None,
+    as_json: Annotated[bool, typer.Option(
+        "--json", help="Print one JSON document: the resolved scenario and what was assumed.")] =
+    False,
 ) -> int:
     """Check a scenario file by the same rules as `run`, and report every fault at once.
 
@@ -30,17 +35,20 @@ def check(
     loaded = load_scenario(scenario, settings or (), store=store, notes=notes)
     build_hosts(loaded, store)
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     if resolved:
         typer.echo(json.dumps(to_json(loaded), indent=1))
         return 0
+    assumed = [f"hosts.{host.name}.timings = builtin:unmeasured (not calibrated on your machine)"
+               for host in loaded.hosts if host.timings == "builtin:unmeasured"]
+    if as_json:
+        document("planner.check", scenario=to_json(loaded), notes=notes, defaults_used=assumed)
+        return 0
     n_guests = sum(len(workload.guests) for workload in loaded.workloads)
-    typer.echo(f"{scenario}: ok. {len(loaded.policies)} policies, {len(loaded.hosts)} host(s), "
+    say(f"{scenario}: ok. {len(loaded.policies)} policies, {len(loaded.hosts)} host(s), "
                f"{n_guests} guests, {format_duration(loaded.horizon_ns)}")
-    for host in loaded.hosts:
-        if host.timings == "builtin:unmeasured":
-            typer.echo(f"default used: hosts.{host.name}.timings = builtin:unmeasured "
-                       "(not calibrated on your machine)", err=True)
+    for default in assumed:
+        tell(f"default used: {default}")
     return 0
 
 

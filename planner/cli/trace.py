@@ -10,15 +10,18 @@ from typing import Annotated
 
 import typer
 
+from planner.cli.output import document, say, tell
+
 app = typer.Typer(no_args_is_help=True, help="Look at a page-hash trace, check it, export it.")
 
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 TracePath = Annotated[Path, typer.Argument(help="The trace folder.", metavar="TRACE")]
 
 
 @app.command()
 def info(
     trace: TracePath,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
     snapshot: Annotated[int | None, typer.Option(
         "--snapshot", help="Which snapshot to count; default: the last.")] = None,
     advised_only: Annotated[bool, typer.Option(
@@ -30,6 +33,7 @@ def info(
 
     Example: planner trace info traces/qemu-guests
     """
+    from planner.cli.progress import ProgressLine
     from planner.errors import UsageError
     from planner.report.text import render_trace_info
     from planner.trace import open_trace
@@ -44,39 +48,55 @@ def info(
     if snapshot is not None and not 0 <= snapshot < len(opened.snapshots):
         raise UsageError(f"there is no snapshot {snapshot}", where="--snapshot",
                          instead=f"choose 0 to {len(opened.snapshots) - 1}")
-    document = trace_info(opened, snapshot=snapshot, advised_only=advised_only,
-                          memory_bytes=memory_bytes).to_json()
+    line = ProgressLine()
+    try:
+        found = trace_info(opened, snapshot=snapshot, advised_only=advised_only,
+                           memory_bytes=memory_bytes, progress=line.update).to_json()
+    finally:
+        line.done()
     if as_json:
-        typer.echo(json.dumps(document, indent=1))
+        typer.echo(json.dumps(found, indent=1))
     else:
         width = shutil.get_terminal_size((100, 24)).columns
-        typer.echo(render_trace_info(document, width=max(60, width)))
+        typer.echo(render_trace_info(found, width=max(60, width)))
     return 0
 
 
 @app.command()
-def check(trace: TracePath) -> int:
+def check(trace: TracePath, as_json: Json = False) -> int:
     """Read everything in a trace and say whether it is whole.
 
     Example: planner trace check traces/qemu-guests
     """
+    from planner.cli.progress import ProgressLine
     from planner.trace import open_trace
     from planner.units import format_duration
 
     opened = open_trace(trace)
-    n_pages = sum(len(pages) for mm in opened.mms for _, pages in opened.mm_history(mm.mm_id))
+    n_pages = 0
+    line = ProgressLine()
+    for done, mm in enumerate(opened.mms):
+        line.update("reading", done / len(opened.mms))
+        n_pages += sum(len(pages) for _, pages in opened.mm_history(mm.mm_id))
+    line.done()
     expected = sum(snapshot.n_pages for snapshot in opened.snapshots)
     if n_pages != expected:
         from planner.errors import TraceAlteredError
 
         raise TraceAlteredError(f"the snapshots hold {n_pages} pages, {expected} were written",
                                 where=str(trace), instead="restore the trace from where it came")
-    typer.echo(f"{trace}: ok ({opened.status}). {len(opened.guests)} guests, "
+    partial = [snapshot.snapshot_id for snapshot in opened.snapshots if snapshot.is_partial]
+    if as_json:
+        document("planner.trace-check", path=str(trace), status=opened.status,
+                 digest=opened.digest, n_guests=len(opened.guests),
+                 n_snapshots=len(opened.snapshots), n_pages=n_pages, span_ns=opened.span_ns,
+                 partial_snapshots=partial)
+        return 0
+    say(f"{trace}: ok ({opened.status}). {len(opened.guests)} guests, "
                f"{len(opened.snapshots)} snapshots over {format_duration(opened.span_ns)}, "
                f"{n_pages} page records; digest {opened.digest[:12]}")
-    partial = [snapshot.snapshot_id for snapshot in opened.snapshots if snapshot.is_partial]
     if partial:
-        typer.echo(f"snapshots with targets that exited meanwhile: {partial}", err=True)
+        tell(f"snapshots with targets that exited meanwhile: {partial}")
     return 0
 
 
@@ -120,5 +140,5 @@ def export(
                          instead="choose another file") from error
     finally:
         partial.unlink(missing_ok=True)
-    typer.echo(f"{output}: {n_pages} pages", err=True)
+    tell(f"{output}: {n_pages} pages")
     return 0

@@ -21,7 +21,9 @@ from planner.errors import DataError, UsageError
 from planner.importers.textfile import (
     MAX_TEXT_BYTES,
     Source,
+    check_format,
     fault,
+    not_recognised,
     read_source,
     shown,
     source_of,
@@ -126,8 +128,7 @@ def detect(source: Source) -> str:
         return "telegraf"
     if any(re.search(r": (committed [0-9]+ free|KSMCTL )", line) for line in lines):
         return "ksmtuned"
-    raise fault(source, "its format is not recognised", instead="give --format, one of "
-                + ", ".join(FORMATS))
+    raise not_recognised(source, FORMATS)
 
 
 def _fetch(url: str) -> Source:
@@ -144,9 +145,7 @@ def _fetch(url: str) -> Source:
 def read_metrics(places: Sequence[str | Path], options: Options,
                  format_name: str = "auto") -> Read:
     """Samples of files and of http(s) addresses; see `import_metrics`."""
-    if format_name != "auto" and format_name not in FORMATS:
-        raise UsageError(f"no format {shown(format_name)}", where="--format",
-                         instead="use auto, " + ", ".join(FORMATS))
+    check_format(format_name, FORMATS)
     total = Read()
     for place in places:
         is_url = str(place).startswith(("http://", "https://"))

@@ -1,13 +1,11 @@
 """From the listings of cluster tools to one fleet inventory.
 
 Each format module has `read(sources, host) -> Found`; `import_inventory` finds out which format
-each file is in, calls them and puts the rows together. The documented CSV is read here.
+each file is in, calls them and puts the rows together.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +16,15 @@ from typing import Any
 from planner.errors import UsageError
 from planner.importers.textfile import (
     Source,
+    check_format,
     fault,
+    not_recognised,
     parse_json,
     read_source,
     shown,
     whole_number,
 )
 from planner.inventory import InventoryRow, label_problem, write_inventory
-from planner.units import parse_size
 
 __all__ = ["FORMATS", "Found", "InventoryReport", "clean_labels", "import_inventory",
            "memory_of", "positive"]
@@ -34,7 +33,7 @@ __all__ = ["FORMATS", "Found", "InventoryReport", "clean_labels", "import_invent
 FORMATS = {
     "proxmox": "planner.importers.proxmox", "libvirt": "planner.importers.libvirt",
     "kubernetes": "planner.importers.kubernetes", "openstack": "planner.importers.openstack",
-    "csv": "planner.importers.inventory",
+    "csv": "planner.importers.csvfile",
 }
 MAX_LABELS = 256
 MAX_ROWS = 200_000
@@ -128,8 +127,7 @@ def detect(source: Source) -> str:
         return "csv"
     if any(line.startswith(("memory:", "cores:", "boot:", "name:")) for line in lines):
         return "proxmox"
-    raise fault(source, "its format is not recognised", instead="give --format, one of "
-                + ", ".join(FORMATS))
+    raise not_recognised(source, FORMATS)
 
 
 def _json_kind(source: Source) -> str:
@@ -142,8 +140,7 @@ def _json_kind(source: Source) -> str:
         return "openstack"
     if keys & {"type", "vmid", "memory", "digest", "boot", "node"}:
         return "proxmox"
-    raise fault(source, "its format is not recognised", instead="give --format, one of "
-                + ", ".join(FORMATS))
+    raise not_recognised(source, FORMATS)
 
 
 def import_inventory(files: Sequence[Path], *, out: Path, format_name: str = "auto",
@@ -153,9 +150,7 @@ def import_inventory(files: Sequence[Path], *, out: Path, format_name: str = "au
     `host` is the host of guests whose listing names none. Raises UsageError for a format that
     is not known or an `out` that is there, DataError with file and line for unusable input.
     """
-    if format_name != "auto" and format_name not in FORMATS:
-        raise UsageError(f"no format {shown(format_name)}", where="--format",
-                         instead="use auto, " + ", ".join(FORMATS))
+    check_format(format_name, FORMATS)
     if not files:
         raise UsageError("no file given", where="planner import inventory")
     if host is not None and label_problem(host):
@@ -195,63 +190,3 @@ def _once(found: Found) -> list[InventoryRow]:
             found.skipped["listed more than once, first kept"] += 1
         seen.setdefault(key, row)
     return list(seen.values())
-
-
-# ---- the documented CSV -----------------------------------------------------------------------
-
-_COLUMNS = ("row_kind", "name", "host", "memory", "memory_bytes", "cpus", "domain", "image",
-            "mergeable")
-_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def read(sources: Sequence[Source], host: str | None) -> Found:
-    """CSV with a header: `name` and any of row_kind (host or guest; default guest), host, memory
-    (a size such as 4GiB) or memory_bytes, cpus, domain, image, mergeable; others are labels."""
-    found = Found()
-    for source in sources:
-        reader = csv.reader(io.StringIO(source.text, newline=""), strict=True)
-        try:
-            header = [cell.strip() for cell in next(reader, [])]
-            if "name" not in header:
-                raise fault(source, "no column 'name'", 1, "name the columns in the first line")
-            for position, column in enumerate(header):
-                if not column or column in header[:position]:
-                    raise fault(source, f"column {position + 1} has no name of its own", 1)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    found.add(source, _csv_row(source, reader.line_num, header, cells, host,
-                                               found), reader.line_num)
-        except csv.Error as error:
-            raise fault(source, f"not CSV: {error}", reader.line_num) from None
-    return found
-
-
-def _csv_row(source: Source, line: int, header: list[str], cells: list[str], host: str | None,
-             found: Found) -> InventoryRow:
-    if len(cells) != len(header):
-        raise fault(source, f"{len(cells)} cells, but {len(header)} columns", line)
-    row = {column: cell.strip() for column, cell in zip(header, cells, strict=True)}
-    kind = row.get("row_kind") or "guest"
-    if kind not in ("host", "guest"):
-        raise fault(source, f"row_kind is {shown(kind)}", line, "write host or guest")
-    memory_bytes = memory_of(source, row.get("memory_bytes"), "memory_bytes", line=line)
-    if row.get("memory"):
-        try:
-            memory_bytes = parse_size(row["memory"]) or None
-        except ValueError as error:
-            raise fault(source, str(error), line) from None
-    word = row.get("mergeable", "").lower()
-    if word and word not in _BOOLS:
-        raise fault(source, f"mergeable is {shown(word)}", line, "write true or false")
-    texts = {}
-    for column in ("host", "domain", "image"):
-        value = row.get(column) or None
-        if value and label_problem(value):
-            raise fault(source, f"{column} {label_problem(value)}", line)
-        texts[column] = value
-    labels = clean_labels(found, {key: value for key, value in row.items()
-                                  if key not in _COLUMNS})
-    is_host = kind == "host"
-    return InventoryRow(is_host, row["name"], texts["host"] or (None if is_host else host),
-                        memory_bytes, positive(source, row.get("cpus"), "cpus", line),
-                        texts["domain"], texts["image"], _BOOLS.get(word), labels)

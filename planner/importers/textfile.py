@@ -11,15 +11,17 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.errors import DataError
+from planner.errors import DataError, UsageError
 
-__all__ = ["MAX_TEXT_BYTES", "Source", "fault", "parse_json", "read_source", "shown",
-           "source_of", "whole_number"]
+__all__ = ["MAX_TEXT_BYTES", "Source", "check_format", "fault", "not_recognised", "parse_json",
+           "read_source", "shown", "source_of", "whole_number"]
 
 #: Lists of ten thousand guests take a few MiB, a day of metrics every 10 s about as much. Parsed
 #: JSON can take twenty times its text in memory, which bounds what is sensible.
@@ -44,6 +46,19 @@ class Source:
             yield number, line.removesuffix("\r")
 
 
+def check_format(name: str, formats: Iterable[str]) -> None:
+    """Raise UsageError where `name` is neither `auto` nor one of `formats`."""
+    if name != "auto" and name not in formats:
+        raise UsageError(f"no format {shown(name)}", where="--format",
+                         instead="use auto, " + ", ".join(formats))
+
+
+def not_recognised(source: Source, formats: Iterable[str]) -> DataError:
+    """The error for a file that looks like none of `formats`."""
+    return fault(source, "its format is not recognised",
+                 instead="give --format, one of " + ", ".join(formats))
+
+
 def fault(source: Source, what: str, line: int = 0, instead: str = "") -> DataError:
     """The error for `what` at a line of `source` (0: the whole file)."""
     return DataError(what, where=f"{source.name}:{line}" if line else source.name,
@@ -57,8 +72,14 @@ def shown(value: object) -> str:
 
 
 def read_source(path: Path) -> Source:
-    """The text of a regular file of at most `MAX_TEXT_BYTES`; raises DataError."""
+    """The text of a regular file of at most `MAX_TEXT_BYTES`, or of standard input for `-`.
+
+    Raises DataError.
+    """
     where = str(path)
+    if where == "-":
+        return source_of(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input", "stdin",
+                         time.time_ns())
     try:
         # Looked at before opening: opening a pipe or a device may wait or act.
         if not stat.S_ISREG(path.stat().st_mode):

@@ -101,7 +101,7 @@ def map_zero_page(s: int, is_by_ksm: bool, w: World) -> None:
 def split(s: int, w: World) -> None:
     """`split_huge_page` of the huge page that s is part of.
 
-    From 6.13 its zero-filled sub-pages are replaced by the shared zero page (in every mm that
+    From 6.12 its zero-filled sub-pages are replaced by the shared zero page (in every mm that
     maps them). The tables of a replay know a huge page by its place in the mm.
     """
     sites = w.sites

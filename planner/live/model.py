@@ -67,8 +67,8 @@ class Setting:
 def kernel_of(release: str) -> KernelVersion:
     """The modelled kernel that behaves as `release` (such as 6.12.38) does, or comes closest.
 
-    Hashing came before the search in 6.11; zero-filled parts of split huge pages went to the zero
-    page from 6.13 on in the model's "6.18".
+    Hashing before the search, and zero-filled parts of split huge pages that go to the zero page,
+    came between 6.1 and 6.12; docs/ksm-model.md lists what differs.
     """
     match = re.match(r"(\d+)\.(\d+)", release)
     number = (int(match[1]), int(match[2])) if match else (6, 18)

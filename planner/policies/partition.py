@@ -6,7 +6,8 @@ share one. No key is the mainline kernel: one merge space per host.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,13 @@ import numpy.typing as npt
 from planner.fleet import FleetHost, SiteClass
 from planner.scenario.spec import PolicySpec
 
-__all__ = ["PartitionMap", "class_value", "partition_classes", "partition_text"]
+__all__ = ["PartitionMap", "class_value", "kernel_names", "partition_classes",
+           "partition_name", "partition_text"]
 
 #: The value of a class that lacks a label: such classes form a partition of their own per guest,
 #: since nothing says that they may share with anybody.
 UNLABELLED = "unlabelled"
+_NAME_BYTES = 63
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +53,25 @@ def partition_classes(host: FleetHost, policy: PolicySpec) -> PartitionMap:
             continue
         values = tuple(class_value(host, site_class, key) for key in policy.partition_by)
         of_class[index] = ids.setdefault(values, len(ids))
-    return PartitionMap(tuple(" + ".join(values) or "all" for values in ids), of_class)
+    return PartitionMap(tuple(map(partition_name, ids)), of_class)
+
+
+def partition_name(values: Sequence[str]) -> str:
+    """The name, for people, of the partition of these values of `partition_by`."""
+    return " + ".join(values) or "all"
+
+
+def kernel_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names that `ksm_open` accepts (no slash, at most 63 bytes), unique and in the same order."""
+    taken: dict[str, None] = {}
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:_NAME_BYTES] or "partition"
+        candidate, number = plain, 2
+        while candidate in taken:
+            suffix = f"-{number}"
+            candidate, number = plain[:_NAME_BYTES - len(suffix)] + suffix, number + 1
+        taken[candidate] = None
+    return tuple(taken)
 
 
 def _is_excluded(host: FleetHost, site_class: SiteClass,

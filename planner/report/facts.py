@@ -6,11 +6,11 @@ control characters, short, and distinct. Escaping for HTML is the template's par
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from planner.escape import MAX_NAME, UNPRINTABLE, clean
 from planner.units import format_count, format_duration, format_share
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "distinct",
     "gather",
     "memory_unit",
+    "recommended",
     "verdict",
 ]
 
@@ -33,21 +34,7 @@ __all__ = [
 MIN_SAVED_SHARE = 0.01
 #: Strategies within 5 % of the greatest saving count as equal; CPU decides among them.
 NEARLY = 0.95
-#: Longest name shown; longer ones end in an ellipsis.
-MAX_NAME = 48
-#: Categories that print nothing, move the cursor or turn the text around.
-UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _UNMEASURED = "unmeasured"
-
-
-def clean(text: object, limit: int = MAX_NAME) -> str:
-    """`text` without control, format and surrogate characters, at most `limit` long."""
-    # A name may be far longer than what is shown; look at no more of it than needed.
-    head = str(text)[: 4 * limit]
-    kept = "".join(c for c in head if unicodedata.category(c) not in UNPRINTABLE).strip()
-    if len(kept) > limit or (len(head) < len(str(text)) and kept):
-        kept = kept[: limit - 1] + "…"
-    return kept or "(unnamed)"
 
 
 def distinct(names: Iterable[object], limit: int = MAX_NAME) -> dict[str, str]:
@@ -209,6 +196,12 @@ def best(strategies: Iterable[Strategy]) -> Strategy | None:
     return min(near, key=lambda s: (int(s.row["merge_cpu_ns"]), -s.saved_bytes), default=None)
 
 
+def recommended(facts: Facts) -> Strategy | None:
+    """The best strategy that keeps domains apart, where it saves enough to be enabled."""
+    safe = best(s for s in facts.strategies if s.is_safe)
+    return None if safe is None or safe.saved_share < MIN_SAVED_SHARE else safe
+
+
 def verdict(facts: Facts) -> tuple[str, ...]:
     """One to three plain sentences: what to enable if anything, at what price, what is unknown."""
     if not facts.strategies:
@@ -216,7 +209,7 @@ def verdict(facts: Facts) -> tuple[str, ...]:
     safe = best(s for s in facts.strategies if s.is_safe)
     unsafe = best(s for s in facts.strategies if not s.is_safe)
     top = best(s for s in (safe, unsafe) if s is not None)
-    recommended: Strategy | None = None
+    chosen = recommended(facts)
     sentences: list[str] = []
     if top is None or top.saved_share < MIN_SAVED_SHARE:
         found = "no strategy saves any memory" if top is None else \
@@ -228,14 +221,13 @@ def verdict(facts: Facts) -> tuple[str, ...]:
             sentences.append(
                 f"Zero pages would give back {facts.unit.text(zero_bytes)} under {zero.label}, "
                 "which ballooning or free-page reporting returns without merging.")
-    elif safe is None or safe.saved_share < MIN_SAVED_SHARE:
+    elif safe is None or chosen is None:
         found = "no strategy that keeps domains apart saves any memory" if safe is None else \
             f"the best strategy that keeps them apart, {safe.label}, saves only " \
             f"{_saves(facts, safe)}"
         sentences.append(f"Do not enable merging unless domains may share pages: {found}.")
         sentences.append(f"{top.label} saves {_saves(facts, top)}, but shares {_exposure(top)}.")
     else:
-        recommended = safe
         cpu = format_duration(int(safe.row["merge_cpu_ns"]))
         sentences.append(f"{safe.label} saves {_saves(facts, safe)} and shares no page across "
                          f"domains, for {cpu} of merge CPU in {format_duration(facts.horizon_ns)}.")
@@ -249,19 +241,19 @@ def verdict(facts: Facts) -> tuple[str, ...]:
             more = unsafe.saved_bytes - safe.saved_bytes
             sentences.append(f"{unsafe.label} would save {facts.unit.text(more)} more, but shares "
                              f"{_exposure(unsafe)}.")
-    sentences.append(_unknown(facts, recommended))
+    sentences.append(_unknown(facts, chosen))
     return tuple(sentences)
 
 
-def _unknown(facts: Facts, recommended: Strategy | None) -> str:
+def _unknown(facts: Facts, chosen: Strategy | None) -> str:
     unknown = ["the spread between runs (this is one run)"]
     if not facts.is_measured:
         unknown.insert(0, "CPU and times on your machine (its timings were not measured)")
     if not facts.has_validation:
         unknown.insert(0, "how close the model is to your hosts (not validated there)")
     listed = ", ".join(unknown[:-1]) + (" and " if len(unknown) > 1 else "") + unknown[-1]
-    if recommended is None:
+    if chosen is None:
         return f"Not known: {listed}."
-    needed = facts.unit.text(int(recommended.row["unmerge_bytes"]))
-    return (f"If every merge of {recommended.label} were undone at once, {needed} of free memory "
+    needed = facts.unit.text(int(chosen.row["unmerge_bytes"]))
+    return (f"If every merge of {chosen.label} were undone at once, {needed} of free memory "
             f"would be needed; not known: {listed}.")

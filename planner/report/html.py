@@ -10,22 +10,25 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from planner.report.charts import charts, look, saved_over_time, shortfall_bytes, time_unit
-from planner.report.facts import UNPRINTABLE, Facts, clean, gather, memory_unit, verdict
-from planner.units import format_count, format_duration, format_share
+from planner.report import sections
+from planner.report.charts import charts, drawn_waterfalls
+from planner.report.facts import UNPRINTABLE, Facts, clean, gather, recommended, verdict
+from planner.report.redact import redacted
+from planner.report.series import read_samples
+from planner.report.static import chart_svgs
+from planner.report.validation import validation_view
+from planner.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from planner.metrics import Result
 
 __all__ = ["render_html", "script_json"]
 
-#: Partitions shown per policy; all of them stay in partitions.parquet.
-MAX_PARTITIONS = 10
-_MAX_DOMAINS = 5
 #: What differs between two runs of one scenario; the date stands in the header alone.
 _VOLATILE = frozenset({"created", "elapsed_s"})
 #: Longest text shown in the folded scenario.
@@ -80,132 +83,73 @@ def _shown_json(value: Any) -> str:
         for c in text)
 
 
-def _per_core_hour(facts: Facts, saved_bytes: int, cpu_ns: int) -> str:
-    if cpu_ns <= 0 or saved_bytes <= 0:
-        return "–"
-    unit = memory_unit(round(saved_bytes * 3600e9 / cpu_ns))
-    return unit.text(round(saved_bytes * 3600e9 / cpu_ns))
-
-
-def _strategy_rows(facts: Facts) -> list[dict[str, Any]]:
-    unit, rows = facts.unit, []
-    for strategy, missed in zip(facts.strategies, shortfall_bytes(facts), strict=True):
-        row, style = strategy.row, look(strategy.index)
-        time_to_90_ns = row["time_to_90_ns"]
-        rows.append({
-            "label": strategy.label,
-            "colour": style.colour,
-            "is_baseline": strategy.index == 0,
-            "is_safe": strategy.is_safe,
-            "merge": clean(row["merge"], 80),
-            "partition_by": clean(row["partition_by"], 80),
-            "n_partitions": format_count(int(row["n_partitions"])),
-            "saved": unit.figures(strategy.saved_bytes),
-            "share": format_share(strategy.saved_share),
-            "zero": unit.figures(int(row["saved_zero_bytes"])),
-            "missed": unit.figures(missed),
-            "cross": format_count(int(row["cross_domain_pages"])),
-            "sensitive": format_count(int(row["cross_domain_sensitive_pages"])),
-            "is_sensitive_shared": int(row["cross_domain_sensitive_pages"]) > 0,
-            "cpu": format_duration(int(row["merge_cpu_ns"])),
-            "cpu_share": format_share(float(row["merge_cpu_share"])),
-            "to_90": "–" if time_to_90_ns is None else format_duration(int(time_to_90_ns)),
-            "cow": format_count(int(row["cow_breaks"])),
-            "unmerge": unit.figures(int(row["unmerge_bytes"])),
-            "guest_memory": unit.figures(int(row["guest_memory_bytes"])),
-            "eligible": unit.figures(int(row["eligible_bytes"])),
-            "shared": format_count(int(row["pages_shared"])),
-            "sharing": format_count(int(row["pages_sharing"])),
-            "unshared": format_count(int(row["pages_unshared"])),
-            "volatile": format_count(int(row["pages_volatile"])),
-            "full_scans": format_count(int(row["full_scans"])),
-            "profit": unit.figures(int(row["general_profit_bytes"])),
-            "metadata": unit.figures(int(row["metadata_bytes"])),
-            "peak": unit.figures(int(row["saved_peak_bytes"])),
-            "mean": unit.figures(int(row["saved_mean_bytes"])),
-            "per_core_hour": _per_core_hour(facts, strategy.saved_bytes,
-                                            int(row["merge_cpu_ns"])),
-        })
-    return rows
-
-
-def _time_table(result: Result, facts: Facts) -> dict[str, Any]:
-    """The figures of the chart over time: a row a time, a column a policy."""
-    name, unit_ns = time_unit(facts.horizon_ns)
-    times, saved = saved_over_time(result, facts)
-    rows = [[f"{t / unit_ns:.2f}".rstrip("0").rstrip(".")]
-            + [facts.unit.figures(saved[s.label].get(t)) for s in facts.strategies]
-            for t in times]
-    return {"unit": name, "rows": rows}
-
-
-def _domains(row: dict[str, Any]) -> str:
-    names = [clean(name, 32) for name in (row["domains"] or [])[:_MAX_DOMAINS]]
-    more = int(row["n_domains"]) - len(names)
-    return ", ".join(names) + (f" and {format_count(more)} more" if more > 0 and names else "")
-
-
-def _partition_groups(result: Result, facts: Facts) -> list[dict[str, Any]]:
-    """By policy: the partitions that save most, largest first."""
-    unit = facts.unit
-    order = {s.name: s.index for s in facts.strategies}
-    rows = sorted(result.partitions.to_pylist(),
-                  key=lambda r: (order[r["policy"]], -r["saved_bytes"], r["host"], r["partition"]))
-    groups = []
-    for policy, members in groupby(rows, key=lambda r: r["policy"]):
-        found = list(members)
-        groups.append({
-            "label": facts.labels[policy],
-            "colour": look(order[policy]).colour,
-            "n_partitions": format_count(len(found)),
-            "n_left_out": max(len(found) - MAX_PARTITIONS, 0),
-            "rows": [{
-                "host": clean(row["host"]),
-                "partition": clean(row["partition"]),
-                "domains": _domains(row),
-                "guests": format_count(row["n_guests"]),
-                "eligible": format_count(row["eligible_pages"]),
-                "saved": unit.figures(row["saved_bytes"]),
-                "zero": unit.figures(row["saved_zero_bytes"]),
-                "shared": format_count(row["pages_shared"]),
-                "sharing": format_count(row["pages_sharing"]),
-                "cross": format_count(row["cross_domain_pages"]),
-                "sensitive": format_count(row["cross_domain_sensitive_pages"]),
-                "cpu": format_duration(row["merge_cpu_ns"]),
-            } for row in found[:MAX_PARTITIONS]],
-        })
-    return groups
-
-
-def _trace_rows(result: Result) -> list[dict[str, str]]:
-    return [{
-        "path": clean(trace["path"], 200),
-        "status": clean(trace["status"], 24),
-        "digest": clean(trace["digest"], 80),
-        "guests": format_count(trace["n_guests"]),
-        "snapshots": format_count(trace["n_snapshots"]),
-        "pages": format_count(trace["n_pages"]),
-        "span": format_duration(trace["span_ns"]),
-        "hash": clean(f"{trace['hash']}, key {trace['key_id']}", 60),
-    } for trace in result.run["traces"]]
-
-
-def render_html(result: Result) -> str:
+def render_html(result: Result, details: Mapping[str, Any] | None = None, *,
+                validation: Sequence[Mapping[str, Any]] = (), is_static: bool = False,
+                is_redacted: bool = False) -> str:
     """The report of `result` as one HTML document.
 
-    Reads the template, style and vendored scripts of this package and nothing else.
+    `details` is the document of `planner.details`; without it the page says how to get what is
+    missing. `validation` are records of `planner validate`. With `is_static` charts are SVG and
+    the page holds no script; with `is_redacted` guests, domains and hosts have labels for names.
+
+    Reads the template, style and vendored scripts of this package and nothing else. Raises
+    MachineError where a static page lacks its extra, DataError for a record that is none.
     """
     # Loading jinja2 takes longer than all the rest of a terminal report.
     from jinja2 import DictLoader, Environment, StrictUndefined
     from markupsafe import Markup
 
+    if is_redacted:
+        result, details, validation = redacted(result, details, validation)
+    validated = [validation_view(document) for document in validation]
     facts = gather(result)
-    run = result.run
+    facts = replace(facts, has_validation=facts.has_validation or bool(validated))
+    samples = read_samples(result, facts)
+    specs = charts(result, facts, details)
     environment = Environment(
         loader=DictLoader({"report.html": _asset("report.html")}), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True)
     shown = {
+        **_run_facts(result, facts),
+        "is_static": is_static,
+        "is_redacted": is_redacted,
+        "unit": facts.unit.name,
+        "verdict": [_unbroken(sentence) for sentence in verdict(facts)],
+        "is_negative": bool(facts.strategies) and recommended(facts) is None,
+        "reasons": [_unbroken(text) for text in sections.reasons(details, facts)],
+        "has_details": details is not None,
+        "validation": validated,
+        "strategies": sections.strategy_rows(facts),
+        "over_time": sections.time_table(samples, facts),
+        "partitions": sections.partition_groups(result, facts),
+        "waterfall": sections.waterfall_table(details, facts),
+        "waterfall_charts": [(f"waterfall-{strategy.index}", strategy.label)
+                             for strategy, _ in drawn_waterfalls(details, facts)],
+        "matrices": sections.matrices(details),
+        "reach": sections.reach_rows(samples, facts),
+        "bursts": sections.burst_rows(samples, facts),
+        "headroom": sections.headroom_rows(samples, result, facts),
+        "diagnosis": sections.diagnosis_parts(details),
+        "traces": sections.trace_rows(result),
+        # Everything below is our own, or JSON or SVG that escapes what it quotes.
+        "specs": {} if is_static else {key: Markup(script_json(spec))
+                                       for key, spec in specs.items()},
+        "drawings": {key: Markup(svg) for key, svg in chart_svgs(specs).items()}
+        if is_static else {},
+        "chart_ids": list(specs),
+        "style": Markup(_asset("report.css")),
+        "vendored": [] if is_static else [Markup(_script(name)) for name in _SCRIPTS],
+        "draw": "" if is_static else Markup(_asset("report.js")),
+    }
+    return environment.get_template("report.html").render(shown)
+
+
+def _run_facts(result: Result, facts: Facts) -> dict[str, Any]:
+    """What ran: the header, warnings, assumptions, inputs."""
+    run = result.run
+    span_ns = min((int(trace["span_ns"]) for trace in run["traces"]), default=0)
+    return {
         "title": facts.title,
         "digest": facts.digest,
         "started": clean(run["created"], 40),
@@ -214,25 +158,14 @@ def render_html(result: Result) -> str:
         "n_guests": format_count(facts.n_guests),
         "n_hosts": format_count(facts.n_hosts),
         "horizon": format_duration(facts.horizon_ns),
-        "unit": facts.unit.name,
-        "verdict": [_unbroken(sentence) for sentence in verdict(facts)],
+        "span": format_duration(span_ns),
+        "is_beyond_span": facts.horizon_ns > span_ns,
         "has_sensitive": facts.has_sensitive,
         "has_validation": facts.has_validation,
         "is_measured": facts.is_measured,
         "warnings": facts.warnings,
         "timings": facts.timings,
-        "strategies": _strategy_rows(facts),
-        "over_time": _time_table(result, facts),
-        "partitions": _partition_groups(result, facts),
         "assumptions": [clean(text, 1000) for text in run["assumptions"]],
-        "traces": _trace_rows(result),
         "scenario": _shown_json(result.scenario),
         "run": _shown_json({key: value for key, value in run.items() if key not in _VOLATILE}),
-        # Everything below is our own, or JSON that cannot leave its element.
-        "specs": {key: Markup(script_json(spec))
-                  for key, spec in charts(result, facts).items()},
-        "style": Markup(_asset("report.css")),
-        "vendored": [Markup(_script(name)) for name in _SCRIPTS],
-        "draw": Markup(_asset("report.js")),
     }
-    return environment.get_template("report.html").render(shown)

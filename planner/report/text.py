@@ -25,7 +25,8 @@ from planner.units import format_duration, format_share
 if TYPE_CHECKING:
     from planner.metrics import Result
 
-__all__ = ["JSON_FORMAT_VERSION", "render_json", "render_text", "render_trace_info"]
+__all__ = ["JSON_FORMAT_VERSION", "definitions", "render_json", "render_text",
+           "render_trace_info", "result_columns"]
 
 #: Minor grows when keys are added, major when any changes its meaning or goes.
 JSON_FORMAT_VERSION = 1
@@ -40,7 +41,8 @@ def _cross(strategy: Strategy, facts: Facts) -> str:
         else text
 
 
-def _columns(facts: Facts, policy_width: int) -> list[Column]:
+def result_columns(facts: Facts, policy_width: int) -> list[Column]:
+    """The table of strategies; names of policies are at most `policy_width` long."""
     strategies, unit = facts.strategies, facts.unit
     recommended = best(s for s in strategies
                        if s.is_safe and s.saved_share >= MIN_SAVED_SHARE)
@@ -76,25 +78,19 @@ def _columns(facts: Facts, policy_width: int) -> list[Column]:
     ]
 
 
-def _definitions(facts: Facts) -> str:
+def definitions(facts: Facts) -> str:
+    """What the table's headings mean."""
     sensitive = ", in brackets those with a sensitive domain" if facts.has_sensitive else ""
     return ("SAVED: frames freed of non-zero content, minus all of KSM's own records; OF MEMORY: "
-            "of the anonymous memory that was captured; ZERO: freed by merging zero pages, apart; "
-            "PROFIT: general_profit as the kernel counts it; 90 % AFTER: the first sample with 90 "
-            "% of the last SAVED, from the start (a boot merge waits its delay); CROSS-DOMAIN: "
-            "guest pages on merged frames shared "
-            f"by more than one domain{sensitive}; IF UNMERGED: memory needed if every merge were "
-            "undone at once. At the end of the run; page counts as in /sys/kernel/mm/ksm.")
-
-
-def closing(facts: Facts) -> str:
-    """One sentence that ends a run."""
-    n = len(facts.strategies)
-    return f"{n} {'policy' if n == 1 else 'policies'} compared. {verdict(facts)[0]}"
+            "of the captured anonymous memory; ZERO: freed by merging zero pages, apart; PROFIT: "
+            "the kernel's general_profit; 90 % AFTER: from the start to the first sample with 90 % "
+            "of the last SAVED; CROSS-DOMAIN: guest pages on merged frames of more than one "
+            f"domain{sensitive}; IF UNMERGED: memory needed if every merge were undone at once. At "
+            "the end of the run.")
 
 
 def render_text(result: Result, *, width: int, colour: bool) -> str:
-    """The strategies as a terminal table of `width` columns, definitions, one closing sentence.
+    """The strategies as a terminal table of `width` columns, its definitions, and the verdict.
 
     ANSI colours only with `colour`. Names are shown without control characters.
     """
@@ -108,7 +104,7 @@ def render_text(result: Result, *, width: int, colour: bool) -> str:
     lines = [*textwrap.wrap(head, width), ""]
     lines += _table(facts, width, colour)
     lines.append("")
-    lines += [sgr(line, DIM, colour) for line in textwrap.wrap(_definitions(facts), width)]
+    lines += [sgr(line, DIM, colour) for line in textwrap.wrap(definitions(facts), width)]
     if not facts.is_measured:
         note = (f"Timings: {', '.join(facts.timings) or 'not stated'}; CPU and times were not "
                 "measured on your machine.")
@@ -116,17 +112,18 @@ def render_text(result: Result, *, width: int, colour: bool) -> str:
     for warning in facts.warnings:
         lines += [sgr(line, YELLOW, colour) for line in textwrap.wrap(f"Note: {warning}", width)]
     lines.append("")
-    lines += textwrap.wrap(closing(facts), width)
+    for sentence in verdict(facts):
+        lines += textwrap.wrap(sentence, width)
     return "\n".join(lines) + "\n"
 
 
 def _table(facts: Facts, width: int, colour: bool) -> list[str]:
     """The table with policy names as long as fits without splitting it, if any length does."""
     for policy_width, gap in ((48, 2), (24, 2), (24, 1), (16, 1)):
-        columns = _columns(facts, policy_width)
+        columns = result_columns(facts, policy_width)
         if table_width(columns, gap) <= width:
             return render_table(columns, width=width, colour=colour, gap=gap)
-    return render_table(_columns(facts, 16), width=width, colour=colour)
+    return render_table(result_columns(facts, 16), width=width, colour=colour)
 
 
 def render_json(result: Result) -> dict[str, Any]:

@@ -118,6 +118,37 @@ def _eligibility_columns(document: Document, unit: MemoryUnit) -> list[Column]:
     ]
 
 
+def _part_columns(head: str, parts: Sequence[Document], unit: MemoryUnit,
+                  width: int) -> list[Column]:
+    longest = max(len(head), width - 20)
+    return [
+        _column((head,), parts, lambda part: clean(part["text"], longest), is_left=True),
+        _column((unit.name,), parts, lambda part: unit.figures(part["n_bytes"])),
+        _column(("share",), parts, lambda part: format_share(part["share"])),
+    ]
+
+
+def _diagnosis(document: Document, unit: MemoryUnit, width: int) -> list[str]:
+    """Why memory would not merge, and what it is."""
+    found = document["diagnosis"]
+    lines: list[str] = []
+    if found["obstacles"]:
+        columns = _part_columns("WHAT KEEPS MEMORY FROM MERGING (may overlap)",
+                                found["obstacles"], unit, width)
+        lines += render_table(columns, width=width, colour=False)
+        most = max(found["obstacles"], key=lambda part: part["n_bytes"])
+        if most["instead"]:
+            lines += textwrap.wrap(f"{most['text'][0].upper()}{most['text'][1:]}: "
+                                   f"{most['instead']}.", width)
+        lines.append("")
+    if found["contents"]:
+        columns = _part_columns("WHAT THE MEMORY THAT COULD MERGE IS", found["contents"], unit,
+                                width)
+        lines += render_table(columns, width=width, colour=False)
+        lines.append("")
+    return lines
+
+
 def _head(document: Document) -> str:
     snapshot, digest = document["snapshot"], clean(document["digest"], 80)
     n_snapshots, n_guests = document["n_snapshots"], len(document["guests"])
@@ -180,6 +211,7 @@ def render_trace_info(document: Document, width: int) -> str:
     lines.append("")
     lines += render_table(_eligibility_columns(document, unit), width=width, colour=False)
     lines.append("")
+    lines += _diagnosis(document, unit, width)
     lines += textwrap.wrap(_definitions(document), width)
     lines.append("")
     lines += textwrap.wrap(_closing(document, unit), width)

@@ -314,7 +314,17 @@ class _Resolver:
                 "placing guests on copies of a host arrives with the population model",
             )
         return HostSpec(host.name, host.memory, reserved_bytes, host.cores, host.hz,
-                        host.timings, host.kernel)
+                        self._timings(host.timings), host.kernel)
+
+    def _shown(self, timings: str) -> str:
+        """Timings as the file names them."""
+        return (timings if timings.startswith("builtin:")
+                else os.path.relpath(timings, os.path.abspath(self.raw.base)))
+
+    def _timings(self, timings: str) -> str:
+        """The name of built-in timings, or the absolute path of a calibration."""
+        return (timings if timings.startswith("builtin:")
+                else os.path.abspath(self.raw.base / timings))
 
     def _host_of(
         self, index: int, workload: WorkloadModel, hosts: tuple[HostSpec, ...]
@@ -453,8 +463,8 @@ class _Resolver:
             seed=document.seed,
             horizon_ns=document.horizon_ns,
             hosts=tuple(
-                HostSpec(h.name, h.memory_bytes, h.reserved_bytes, h.cores, h.hz, h.timings,
-                         h.kernel)
+                HostSpec(h.name, h.memory_bytes, h.reserved_bytes, h.cores, h.hz,
+                         self._timings(h.timings), h.kernel)
                 for h in document.hosts
             ),
             workloads=tuple(
@@ -559,11 +569,11 @@ class _Resolver:
                     pages.get(guest.trace_guest_id, 0) for guest in workload.guests
                 )
         for index, host in enumerate(scenario.hosts):
-            if host.timings != _TIMINGS:
+            if host.timings != _TIMINGS and not os.path.isfile(host.timings):
                 self.raw.fault(
                     ("hosts", index, "timings"),
-                    f"timings {host.timings!r} are not supported by this version; "
-                    f"write {_TIMINGS}",
+                    f"there is no calibration {self._shown(host.timings)!r}; write {_TIMINGS}, "
+                    "or name a file that planner calibrate wrote",
                 )
             if self.raw.is_doubtful("hosts", index, "memory"):
                 continue

@@ -485,8 +485,8 @@ class HostModel(Strict):
     )
     timings: Text = Field(
         default="builtin:unmeasured", title="Cost timings",
-        description="What scanning, merging and breaking pages costs in CPU time. This version "
-        "knows builtin:unmeasured only.",
+        description="What scanning, merging and breaking pages costs in CPU time: "
+        "builtin:unmeasured, or a file that planner calibrate wrote, relative to this one.",
     )
     count: int = Field(
         default=1, ge=1, title="Hosts of this kind",

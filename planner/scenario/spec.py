@@ -47,7 +47,8 @@ OWN_LABELS = ("domain", "group", "guest")
 class HostSpec:
     """One machine. `reserved_bytes` is what the host itself needs; `hz` its timer frequency.
 
-    `kernel`: the version whose KSM it runs.
+    `timings`: `builtin:unmeasured`, or the absolute path of a calibration. `kernel`: the version
+    whose KSM it runs.
     """
 
     name: str

@@ -214,6 +214,16 @@ def open_trace(path: Path | str, *, verify: bool = True) -> Trace:
     `verify=False` leaves out the SHA-256 of every file (sizes, versions and Parquet page
     checksums are checked all the same). Raises NotATraceError, TraceTooOldError,
     TraceTooNewError, TraceTruncatedError, TraceAlteredError or DataError.
+
+    >>> import planner
+    >>> trace = planner.open_trace("trace")
+    >>> [guest.name for guest in trace.guests], len(trace.snapshots)
+    (['a', 'b', 'c'], 2)
+    >>> for mm_id, pages in trace.iter_mm_pages(0):
+    ...     print(mm_id, len(pages), pages.hash[:2].tolist())
+    0 3 [1, 2]
+    1 3 [1, 3]
+    2 3 [1, 2]
     """
     path = Path(path)
     if not path.exists():

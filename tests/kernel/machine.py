@@ -32,8 +32,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 DISTRIBUTIONS = ("numpy", "numba", "pyarrow", "typer", "xxhash")
 #: Drivers that Debian's kernels have as modules (or built in: then nothing is loaded).
 DRIVERS = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "lzo-rle", "zram")
-#: Without AVX: with QEMU 7.2's, numpy's argsort of 64-bit integers is wrong.
-_CPU = "max,-avx,-avx2,-f16c,-fma"
+#: Without AVX: with QEMU 7.2's, numpy's argsort of 64-bit integers is wrong. And without "rep
+#: movsb", at which TCG is slow.
+_CPU = "max,-avx,-avx2,-f16c,-fma,-erms,-fsrm"
 _LEFT_OUT = re.compile(r"/(test|tests|idlelib|lib2to3|ensurepip|turtledemo|config-[^/]*)(/|$)|\.a$")
 
 INIT = """#!/bin/busybox sh

@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 
 from planner.cli.agent import packed_agent
-from planner.importers.agent import import_agent, join_classes
+from planner.importers.agent import import_agent
 from planner.importers.common import LabelSource
+from planner.importers.guest_classes import join_classes
 from planner.trace import PAGE_BYTES, open_trace
 
 pytestmark = pytest.mark.kernel
@@ -106,8 +107,8 @@ def test_classes_of_a_guest_fit_the_capture_of_its_host(tmp_path: Path) -> None:
     key.write_text(KEY.hex())
     key.chmod(0o600)
     process = subprocess.Popen(
-        ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", "max", "-m", "512", "-name",
-         "web1", "-kernel", kernel, "-initrd", str(ram_disk(tmp_path)), "-append",
+        ["qemu-system-x86_64", "-machine", "pc,accel=tcg,mem-merge=off", "-cpu", "max", "-m",
+         "512", "-name", "web1", "-kernel", kernel, "-initrd", str(ram_disk(tmp_path)), "-append",
          "console=ttyS0 panic=-1", "-no-reboot", "-display", "none", "-monitor", "none", "-nic",
          "none", "-serial", f"file:{tmp_path}/console", "-serial", f"file:{port}"])
     try:

@@ -13,8 +13,9 @@ import pytest
 
 from planner.capture import CaptureRequest, capture
 from planner.cli.agent import packed_agent
-from planner.importers.agent import import_agent, read_classes
+from planner.importers.agent import import_agent
 from planner.importers.common import LabelSource
+from planner.importers.guest_classes import read_classes
 from planner.sitekey import SiteKey, key_id_of
 from planner.trace import PageFlag, Trace, open_trace
 from tests.kernel.conftest import Ksm

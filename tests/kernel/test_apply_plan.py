@@ -52,7 +52,7 @@ def test_the_prediction_counts_what_a_tenant_has_twice(tmp_path: Path) -> None:
         assert partition["expected"]["pages_sharing"] == by_hand > 2000
 
 
-@pytest.mark.machine
+@pytest.mark.kernel
 @pytest.mark.parametrize("series", ["6.12"])
 def test_a_plan_frees_what_was_predicted_and_keeps_tenants_apart(tmp_path: Path,
                                                                  series: str) -> None:

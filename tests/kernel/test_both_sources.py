@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from planner.trace import PageColumns, PageFlag
 from tests.kernel.both_sources import page_differences
-from tests.kernel.machine import load_runner, program, run_machine
+from tests.kernel.machine import Outcome, load_runner, program, run_machine
+
+N_ROUNDS = 2
+#: A seed for each kernel.
+SEEDS = {"6.1": 100, "6.12": 200}
 
 
-@pytest.mark.machine
-@pytest.mark.parametrize(("series", "seed"), [("6.1", 100), ("6.12", 200)])
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Outcome]]:
+    """What the machines printed, by kernel; both run at a time."""
+    def outcome(series: str) -> Outcome:
+        return run_machine(series, program(
+            f"-m tests.kernel.both_sources {SEEDS[series]} {N_ROUNDS}"),
+            tmp_path_factory.mktemp(f"machine-{series}"))
+
+    with ThreadPoolExecutor(len(SEEDS)) as pool:
+        return {series: pool.submit(outcome, series) for series in SEEDS}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("series", SEEDS)
 def test_module_and_proc_give_one_trace_of_quiet_processes(
-    tmp_path: Path, series: str, seed: int
+    outcomes: dict[str, Future[Outcome]], series: str
 ) -> None:
-    n_rounds = 2
-    outcome = run_machine(series, program(f"-m tests.kernel.both_sources {seed} {n_rounds}"),
-                          tmp_path)
+    outcome = outcomes[series].result()
     lines = outcome.output.splitlines()
     print(outcome.output)
     assert [line for line in lines if line.startswith("not ok")] == []
     n_ok = sum(line.startswith("ok ") for line in lines)
-    assert n_ok == 2 + 8 * n_rounds
+    assert n_ok == 2 + 8 * N_ROUNDS
     runner = load_runner()
     for wanted in (f"1..{n_ok}", "insmod ok", "exit 0", "rmmod ok", f"taint {runner.TAINT}",
                    "done"):

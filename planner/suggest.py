@@ -1,0 +1,142 @@
+"""From a scenario to partitionings worth looking at: the frontier, and policies to run.
+
+Savings are those of memory at rest, merged once over, at each snapshot of the traces: a bound that
+`planner run` then tests with timing, writes and the kernel's limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planner.errors import UsageError
+from planner.escape import quoted
+from planner.fleet import FleetHost
+from planner.scenario.spec import Scenario
+from planner.search.partitions import Constraints, Partitioning, frontier
+from planner.search.sharing import Sharing, fleet_sharing, saved_frames
+
+__all__ = ["Suggestion", "Wishes", "suggest"]
+
+_PAGE_BYTES = 4096
+_MOMENTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asks for, by names of members.
+
+    `by`: the key whose values may be joined. `alone`, `apart`, `most_exposed_pairs`: see
+    planner.search.partitions. `most_unmerge_bytes`: no more memory merged than could be given
+    back at once. Members with memory of a sensitive domain are alone unless `may_join_sensitive`.
+    """
+
+    by: str = "domain"
+    alone: tuple[str, ...] = ()
+    apart: tuple[tuple[str, ...], ...] = ()
+    most_exposed_pairs: int | None = None
+    most_unmerge_bytes: int | None = None
+    may_join_sensitive: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Suggestion:
+    """The frontier by ascending exposure; `saved_bytes` (lowest, mean, highest over the moments)
+    of each, and what one merge space over all would save whatever it exposes."""
+
+    by: str
+    members: tuple[str, ...]
+    n_moments: int
+    partitionings: tuple[Partitioning, ...]
+    saved_bytes: tuple[tuple[int, int, int], ...]
+    one_space_bytes: int
+    one_space_pairs: int
+    alone: tuple[str, ...]
+
+    def groups(self, index: int) -> list[list[str]]:
+        """Names of the members of each group of a partitioning."""
+        return [[self.members[member] for member in group]
+                for group in self.partitionings[index].groups]
+
+    def to_json(self) -> dict[str, Any]:
+        """A document of plain values."""
+        return {
+            "by": self.by, "members": list(self.members),
+            "n_moments": self.n_moments, "alone": list(self.alone),
+            "one_merge_space": {"saved_bytes": self.one_space_bytes,
+                                "exposed_domain_pairs": self.one_space_pairs},
+            "frontier": [
+                {"exposed_domain_pairs": item.n_exposed_pairs, "groups": self.groups(index),
+                 "saved_bytes": {"lowest": low, "mean": mean, "highest": high}}
+                for index, (item, (low, mean, high)) in enumerate(
+                    zip(self.partitionings, self.saved_bytes, strict=True))]}
+
+    def policy_yaml(self, index: int) -> str:
+        """Lines for a scenario that run a partitioning of domains, as groups.
+
+        Raises UsageError for a partitioning of anything else.
+        """
+        if self.by != "domain":
+            raise UsageError(f"a scenario groups domains, not values of {self.by!r}",
+                             where="--by", instead="take the groups from --json")
+        joined = [group for group in self.groups(index) if len(group) > 1]
+        names = {f"joined-{number}": group for number, group in enumerate(joined, start=1)}
+        groups = [f"    {name}: {_yaml_list(group)}" for name, group in names.items()]
+        return "\n".join([
+            "domains:", *(["  groups:", *groups] if groups else []),
+            *([f"  sensitive: {_yaml_list(self.alone)}"] if self.alone else []),
+            "policies:", "  - name: suggested",
+            f"    partition_by: {'group' if groups else 'domain'}",
+            "    merge: {sync: {at: [boot]}}", ""])
+
+
+def _yaml_list(names: Sequence[str]) -> str:
+    return "[" + ", ".join(map(quoted, names)) + "]"
+
+
+def suggest(scenario: Scenario, hosts: Sequence[FleetHost], wishes: Wishes) -> Suggestion:
+    """Search the partitionings of the scenario's fleet. Raises UsageError for wishes that name
+    nothing or cannot be met."""
+    times = np.linspace(0, scenario.horizon_ns, _MOMENTS).astype(np.int64).tolist()
+    sharing = fleet_sharing(hosts, wishes.by, times)
+    alone = _alone(sharing, wishes, scenario.domains.sensitive)
+    index = {name: position for position, name in enumerate(sharing.members)}
+    most = None if wishes.most_unmerge_bytes is None else wishes.most_unmerge_bytes // _PAGE_BYTES
+    constraints = Constraints(
+        frozenset(index[name] for name in alone), frozenset(_pairs(index, wishes.apart)),
+        wishes.most_exposed_pairs, most)
+    found = frontier(sharing, constraints)
+    everything = [tuple(range(len(sharing.members)))]
+    together = sharing.domains_of.any(axis=0)
+    n_domains = int(together.sum())
+    saved = []
+    for item in found:
+        moments = saved_frames(sharing, item.groups) * _PAGE_BYTES
+        saved.append((int(moments.min()), int(moments.mean()), int(moments.max())))
+    return Suggestion(
+        wishes.by, sharing.members, len(times), tuple(found), tuple(saved),
+        int(saved_frames(sharing, everything).mean()) * _PAGE_BYTES,
+        n_domains * (n_domains - 1) // 2, tuple(alone))
+
+
+def _alone(sharing: Sharing, wishes: Wishes, sensitive: Sequence[str]) -> list[str]:
+    unknown = sorted({*wishes.alone, *(name for pair in wishes.apart for name in pair)}
+                     - set(sharing.members))
+    if unknown:
+        raise UsageError(f"no {wishes.by} named {', '.join(unknown)}",
+                         where="--alone and --never-together",
+                         instead="choose from " + ", ".join(sharing.members[:12]))
+    alone = set(wishes.alone)
+    if not wishes.may_join_sensitive:
+        watched = np.array([domain in sensitive for domain in sharing.domains], np.bool_)
+        alone |= {name for name, domains in zip(sharing.members, sharing.domains_of, strict=True)
+                  if (domains & watched).any()}
+    return sorted(alone)
+
+
+def _pairs(index: Mapping[str, int], apart: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    return [(index[one], index[other]) for names in apart
+            for position, one in enumerate(names) for other in names[position + 1:]]

@@ -1,0 +1,170 @@
+"""The search for partitions: exact where all are tried, close to it where not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.errors import UsageError
+from planner.kernels.sharing import join_gain_row, join_gains, move_gains
+from planner.runner import TraceStore, build_hosts, load_scenario
+from planner.search.partitions import Constraints, frontier
+from planner.search.sharing import Sharing, fleet_sharing, saved_frames
+from tests.oracles import sharing as oracle
+
+
+def sharing_of(contents: list[list[int]], domains: list[str] | None = None) -> Sharing:
+    """The sharing of members with these pages, each a domain of its own unless told."""
+    members = [f"m{index}" for index in range(len(contents))]
+    owners = domains or members
+    names = sorted(set(owners))
+    holders: dict[tuple[bool, ...], int] = {}
+    for content in {c for pages in contents for c in pages}:
+        held = tuple(content in pages for pages in contents)
+        if sum(held) > 1:
+            holders[held] = holders.get(held, 0) + 1
+    return Sharing(
+        tuple(members), tuple(names), np.array([[n == o for n in names] for o in owners]),
+        np.array([[len(pages) for pages in contents]]),
+        np.array([[len(set(pages)) for pages in contents]]),
+        np.array(list(holders), np.bool_).reshape(-1, len(contents)),
+        np.array([list(holders.values())], np.int64).reshape(1, -1))
+
+
+CONTENTS = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=14), min_size=2, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CONTENTS, st.data())
+def test_savings_of_a_grouping_equal_a_count_of_its_pages(
+    contents: list[list[int]], data: st.DataObject
+) -> None:
+    sharing = sharing_of(contents)
+    groups = data.draw(st.sampled_from(oracle.set_partitions(list(range(len(contents))))))
+    assert saved_frames(sharing, groups).tolist() == [oracle.saved(contents, groups)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(CONTENTS, st.data())
+def test_the_frontier_of_few_members_is_that_of_every_partition(
+    contents: list[list[int]], data: st.DataObject
+) -> None:
+    domains = data.draw(st.lists(st.sampled_from("abcd"), min_size=len(contents),
+                                 max_size=len(contents)))
+    best: dict[int, int] = {}
+    for groups in oracle.set_partitions(list(range(len(contents)))):
+        exposed = oracle.exposed(domains, groups)
+        best[exposed] = max(best.get(exposed, 0), oracle.saved(contents, groups))
+    expected, most = [], -1
+    for exposed in sorted(best):
+        if best[exposed] > most:
+            most = best[exposed]
+            expected.append((exposed, most))
+    found = frontier(sharing_of(contents, domains), Constraints())
+    assert [(item.n_exposed_pairs, item.saved_frames) for item in found] == expected
+    for item in found:
+        assert oracle.saved(contents, item.groups) == item.saved_frames
+        assert oracle.exposed(domains, item.groups) == item.n_exposed_pairs
+
+
+def random_contents(seed: int, n_members: int) -> list[list[int]]:
+    """Members of three images with common, half-common and private contents."""
+    random = np.random.default_rng(seed)
+    contents = []
+    for _ in range(n_members):
+        image = int(random.integers(3))
+        common = 1000 * image + random.integers(0, 300, 200)
+        contents.append([*common.tolist(), *random.integers(5000, 5080, 30).tolist(),
+                         *random.integers(10**6, 10**9, 100).tolist()])
+    return contents
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_greedy_search_comes_within_two_per_cent_of_the_best(seed: int) -> None:
+    contents = random_contents(seed, 7)
+    sharing = sharing_of(contents)
+    best = frontier(sharing, Constraints(), is_exhaustive=True)
+    found = frontier(sharing, Constraints(), is_exhaustive=False)
+    alone, everything = best[0].saved_frames, best[-1].saved_frames
+    assert found[-1] == best[-1]
+    for item in best:
+        reached = max(other.saved_frames for other in found
+                      if other.n_exposed_pairs <= item.n_exposed_pairs)
+        # Of what joining can gain at all.
+        assert item.saved_frames - reached <= 0.02 * (everything - alone)
+
+
+@settings(max_examples=40, deadline=None)
+@given(CONTENTS, st.data())
+def test_gains_of_joins_and_moves_are_differences_of_savings(
+    contents: list[list[int]], data: st.DataObject
+) -> None:
+    n = len(contents)
+    label = np.array(data.draw(st.lists(st.integers(0, n), min_size=n, max_size=n)), np.int64)
+    sharing = sharing_of(contents)
+    holders = sharing.holders.astype(np.uint8)
+    count = np.zeros((len(holders), n + 1), np.int16)
+    for member, group in enumerate(label):
+        count[:, group] += holders[:, member]
+    groups = [np.flatnonzero(label == group).tolist() for group in range(n + 1)]
+    gains = join_gains(count, sharing.weight[0])
+    for one in range(n + 1):
+        assert join_gain_row(count, sharing.weight[0], one).tolist() == gains[one].tolist()
+        for other in range(n + 1):
+            if one != other:
+                # Contents of one member only are in no set, and in no two groups.
+                assert gains[one, other] == oracle.join_gain(contents, groups[one], groups[other])
+    moves = move_gains(holders, count, sharing.weight[0], label)
+    now = oracle.saved(contents, groups)
+    for member in range(n):
+        for group in range(n + 1):
+            moved = [[m for m in g if m != member] for g in groups]
+            moved[group] = [*moved[group], member]
+            assert moves[member, group] == oracle.saved(contents, moved) - now
+
+
+@pytest.mark.parametrize("is_exhaustive", [True, False])
+def test_members_alone_and_apart_stay_so_and_limits_hold(is_exhaustive: bool) -> None:
+    contents = random_contents(3, 7)
+    constraints = Constraints(alone=frozenset({0}), apart=frozenset({(1, 2), (3, 4)}),
+                              most_exposed_pairs=6)
+    found = frontier(sharing_of(contents), constraints, is_exhaustive=is_exhaustive)
+    assert len(found) > 2
+    for item in found:
+        assert item.n_exposed_pairs <= 6
+        for group in item.groups:
+            assert group == (0,) or 0 not in group
+            assert not {1, 2} <= set(group)
+            assert not {3, 4} <= set(group)
+
+
+def test_no_more_is_merged_than_could_be_unmerged() -> None:
+    contents = random_contents(1, 6)
+    sharing = sharing_of(contents)
+    free = frontier(sharing, Constraints())
+    limit = int(free[-1].saved_frames) - 1
+    bound = frontier(sharing, Constraints(most_saved_frames=limit))
+    assert bound[-1].saved_frames <= limit
+    with pytest.raises(UsageError, match="even with every member alone"):
+        frontier(sharing, Constraints(most_saved_frames=int(free[0].saved_frames) - 1))
+
+
+def test_sharing_of_shipped_guests_counts_pages_and_contents_exactly() -> None:
+    store = TraceStore()
+    scenario = load_scenario("scenarios/containers.yaml", store=store)
+    (host,) = build_hosts(scenario, store)
+    sharing = fleet_sharing([host], "domain", [0])
+    contents: dict[str, list[int]] = {}
+    seen = set()
+    for site in np.flatnonzero((host.site_eligible != 0) & (host.site_content >= 0)):
+        content = int(host.site_content[site])
+        domain = host.guests[host.classes[host.site_class[site]].guest].domain
+        frame = (domain, int(host.site_frame[site]))
+        if not host.content_is_zero[content] and frame not in seen:
+            seen.add(frame)
+            contents.setdefault(domain, []).append(content)
+    pages = [contents[name] for name in sharing.members]
+    for groups in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2, 3]]):
+        assert saved_frames(sharing, groups).tolist() == [oracle.saved(pages, groups)]
