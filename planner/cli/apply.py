@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli.output import document, say, tell, write_text
+
 if TYPE_CHECKING:
     from planner.apply import PartitionReport, PlanComparison, Report
 
@@ -69,9 +71,8 @@ def apply(
     missing = [member.guest for member in planned if member.guest not in found]
     if dry_run:
         if as_json:
-            typer.echo(json.dumps({"kind": "planner.selective-ksm-steps", "format_version": 1,
-                                   "steps": steps, "triggers": list(wanted.triggers),
-                                   "missing": missing}, indent=1))
+            document("planner.selective-ksm-steps", steps=steps,
+                     triggers=list(wanted.triggers), missing=missing)
         else:
             _say(steps, wanted.triggers, missing, as_json=False)
         return 0
@@ -90,7 +91,7 @@ def apply(
         line.done()
     text = json.dumps(report.to_json(), indent=1) + "\n"
     if output is not None:
-        _write(output, text)
+        write_text(output, text)
     if as_json:
         typer.echo(text, nl=False)
     else:
@@ -124,15 +125,14 @@ def validate_plan(
         raise UsageError(str(error), where="--within") from None
     rows = compare_plan(read_plan(plan).on_host(host), read_report(result))
     if as_json:
-        typer.echo(json.dumps({"kind": "planner.selective-ksm-comparison", "format_version": 1,
-                               "partitions": [_row(row) for row in rows]}, indent=1))
+        document("planner.selective-ksm-comparison", partitions=[_row(row) for row in rows])
     else:
         _print_comparison(rows)
     if limit is None:
         return 0
     off = [row.name for row in rows if not row.is_within(limit)]
     if off:
-        typer.echo(f"beyond {within}, or without a number: {', '.join(off)}", err=True)
+        tell(f"beyond {within}, or without a number: {', '.join(off)}")
     return 4 if off else 0
 
 
@@ -155,28 +155,29 @@ def _places(texts: list[str]) -> dict[str, str]:
 def _say(steps: list[str], triggers: tuple[str, ...], missing: list[str], *,
          as_json: bool) -> None:
     """What will be done; beside JSON on standard error."""
+    put = tell if as_json else say
     for step in steps:
-        typer.echo(_plain(step), err=as_json)
+        put(step)
     if triggers:
-        typer.echo("the plan merges " + ", ".join(triggers) + ": run this at each", err=as_json)
+        put("the plan merges " + ", ".join(triggers) + ": run this at each")
     for guest in missing:
-        typer.echo(_plain(f"note: {guest} is not running here"), err=True)
+        tell(f"note: {guest} is not running here")
 
 
 def _print(report: Report) -> None:
     from planner.units import format_duration
 
     for part in report.partitions:
-        typer.echo(_plain(f"{part.name}: " + _done(report.action, part)))
+        say(f"{part.name}: " + _done(report.action, part))
         for call in part.calls:
-            typer.echo(_plain(
+            say(
                 f"  {call.call} {call.guest} process {call.pid} {call.start:#x} {call.size} bytes: "
                 + (f"merged {call.merged_pages} + {call.partner_pages}, "
                    f"candidates {call.candidate_pages}, already {call.already_pages}"
                    if call.call == "merge" else f"unmerged {call.unmerged_pages}"
                    if call.call == "unmerge" else "failed" if call.error else "done")
                 + f", {format_duration(call.total_ns)}"
-                + (f", {call.error}" if call.error else "")))
+                + (f", {call.error}" if call.error else ""))
         if part.refused:
             reasons = ", ".join(f"{reason} {number}" for reason, number in part.refused.items())
             hint = " (--split-huge)" if "thp" in part.refused else ""
@@ -233,26 +234,7 @@ def _print_comparison(rows: list[PlanComparison]) -> None:
         expected, measured = (("-" if number is None else str(number))
                               for number in (row.expected_pages, row.measured_pages))
         error = "-" if row.error is None else f"{row.error:+.1%}"
-        typer.echo(_plain(f"{row.name:30} {expected:>12} {measured:>12} {error:>8}  {reasons}"))
+        say(f"{row.name:30} {expected:>12} {measured:>12} {error:>8}  {reasons}")
     if any(row.is_net for row in rows):
         typer.echo("Expected frames are less the kernel's metadata, which the module does not "
                    "have.")
-
-
-def _write(path: Path, text: str) -> None:
-    from planner.errors import DataError
-
-    aside = path.with_name(path.name + ".partial")
-    try:
-        aside.write_text(text, "utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path),
-                        instead="check the folder and its permissions") from None
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _plain(text: str) -> str:
-    """Without characters that could drive the terminal: names are as captured."""
-    return "".join(each if each.isprintable() else "\ufffd" for each in text)

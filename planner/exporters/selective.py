@@ -18,6 +18,8 @@ __all__ = ["FORMAT_VERSION", "KIND", "render"]
 KIND = "planner.selective-ksm"
 #: Minor things are added, major ones raise it: readers refuse a number they do not know.
 FORMAT_VERSION = 1
+#: Of the run's last state of a partition.
+_EXPECTED = ("saved_bytes", "saved_zero_bytes", "pages_shared", "pages_sharing")
 
 
 def render(export: Export) -> str:
@@ -90,7 +92,7 @@ def _expected(export: Export) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for row in export.result.partitions.to_pylist():
         if row["policy"] == export.policy.name and export.host_name in (None, row["host"]):
-            sums = found.setdefault(row["partition"], {"saved_bytes": 0, "saved_zero_bytes": 0})
+            sums = found.setdefault(row["partition"], dict.fromkeys(_EXPECTED, 0))
             for name in sums:
                 sums[name] += int(row[name])
     return found

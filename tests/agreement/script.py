@@ -437,6 +437,9 @@ class _Maker:
             if choose.random() < likely:
                 flags |= flag
         mode = choose.choice((0o600, 0o600, 0o640, 0o660, 0o444, 0o222, 0, 0o777, 0o1600))
+        if not flags & KSM_SYNC:
+            # The driver stops a scanner by its files, which sysfs lets nobody write without a bit.
+            mode |= 0o200
         self._open(name, flags, mode)
 
     def _fd(self, good: list[int]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from planner.exporters import export_settings
 from planner.runner import run
 from planner.scenario.spec import PolicySpec, Sync, Trigger
 from tests.kernel.apply_plan import N_CONTAINERS, TENANTS, contents_of, name_of
@@ -28,19 +29,8 @@ def planned(folder: Path) -> dict[str, Any]:
         for tenant in TENANTS for i in range(N_CONTAINERS)])
     policy = PolicySpec("by-domain", ("domain",), (), Sync((Trigger("boot", SECOND, 0),)))
     result = run(scenario_for(trace, [policy]))
-    rows = {row["partition"]: row for row in result.partitions.to_pylist()
-            if row["policy"] == "by-domain"}
-    partitions = [{
-        "name": tenant, "title": tenant, "values": {"domain": tenant}, "mode": "sync",
-        "domains": [tenant],
-        "expected": {"saved_bytes": rows[tenant]["saved_bytes"],
-                     "saved_zero_bytes": rows[tenant]["saved_zero_bytes"],
-                     "pages_sharing": rows[tenant]["pages_sharing"]},
-        "members": [{"guest": name_of(tenant, i), "host": "host", "domain": tenant, "labels": {}}
-                    for i in range(N_CONTAINERS)]} for tenant in TENANTS]
-    return {"kind": "planner.selective-ksm", "format_version": 1, "scenario": "test",
-            "policy": "by-domain", "partitions": partitions,
-            "triggers": [{"kind": "boot", "after_ns": SECOND}]}
+    plan: dict[str, Any] = json.loads(export_settings(result, "by-domain", "selective-ksm"))
+    return plan
 
 
 def test_the_prediction_counts_what_a_tenant_has_twice(tmp_path: Path) -> None:
