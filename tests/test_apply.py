@@ -407,6 +407,12 @@ def test_the_command_tells_its_steps_and_asks_for_the_module(
     assert "load the module" in capsys.readouterr().err
 
 
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["apply"], ["validate", "plan"]):
+        assert main([*command, "--help"]) == 0
+        assert "Example:" in capsys.readouterr().out
+
+
 def _no_device(self: object, path: Path = Path("absent")) -> None:
     raise MachineError("there is no Selective KSM here", where=str(path),
                        instead="load the module ksm_planner")
