@@ -9,14 +9,6 @@ FAULTS = (
     Fault("references to a page are not checked", "replace.c",
           "if (page_ref_count(page) != 2 + folio_test_swapcache(page_folio(page))) {", "if (0) {",
           ("p_refuse",), r"not ok .*pages that a pipe refers to are busy", "spent"),
-    # Between the first compare and the TLB flush there are microseconds: made milliseconds here.
-    Fault("pages are compared only while they can be written", "replace.c",
-          "compat_zap_page_range(vma, address, PAGE_SIZE);\n\tunlock_page(old);\n\n"
-          "\tis_equal = planner_is_equal(old, merged);",
-          "schedule_timeout_uninterruptible(1);\n"
-          "\tcompat_zap_page_range(vma, address, PAGE_SIZE);\n\tunlock_page(old);\n\n"
-          "\tis_equal = true;",
-          ("p_stress",), r"not ok .*no page was corrupted", "broken"),
     Fault("pages with one hash are taken for equal", "merge.c",
           "bool is_equal = !memcmp(at_a, at_b, PAGE_SIZE);", "bool is_equal = true;",
           ("p_stress",), r"not ok .*no page was corrupted", "broken"),
