@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,8 @@ def calibrate(
         min=1, max=20)] = 3,
     force: Annotated[bool, typer.Option(
         "--force", help="Drive KSM though others use it.")] = False,
+    as_json: Annotated[bool, typer.Option(
+        "--json", help="Print what was written as one JSON document.")] = False,
 ) -> int:
     """Measure what ksmd's work costs on this host, for scenarios to name as their timings.
 
@@ -51,6 +54,9 @@ def calibrate(
     finally:
         line.done()
     write_json(path, found.document)
+    if as_json:
+        typer.echo(json.dumps(found.document, indent=1))
+        return 0
     intervals = found.document["intervals_ns"]
     missing = found.document["not_measured"]
     typer.echo(f"{'COST':18} {'NS':>8}  90 % INTERVAL")

@@ -45,6 +45,7 @@
 #define MANY_PAGES 100000000L
 #define LONG_SLEEP_MS 3600000L
 #define PRUNE_NEVER_MS 86400000L
+#define DISTURBED 4		/* exit code */
 #define PRESENT (1ULL << 63)
 #define SWAPPED (1ULL << 62)
 #define FRAME ((1ULL << 55) - 1)
@@ -621,6 +622,25 @@ static void observe(int step, int is_first)
 	errors[0] = 0;
 }
 
+/* After a script, when all workers are gone: has somebody else mergeable memory? (From 6.14.) */
+static void look_for_others(void)
+{
+	DIR *proc = opendir("/proc");
+	struct dirent *entry;
+	char path[300], text[1024];
+
+	while ((entry = readdir(proc))) {
+		snprintf(path, sizeof(path), "/proc/%s/ksm_stat", entry->d_name);
+		if (atoi(entry->d_name) > 0 && !read_text(path, text, sizeof(text))
+		    && strstr(text, "ksm_mergeable: yes")) {
+			fprintf(stderr, "memory of process %s became mergeable while scripts ran\n",
+				entry->d_name);
+			exit(DISTURBED);
+		}
+	}
+	closedir(proc);
+}
+
 /* Stop KSM, with nothing merged and no process registered, and ksmd away from its timed sleep. */
 static void clear(void)
 {
@@ -806,6 +826,7 @@ static void run_scripts(FILE *scripts)
 			begin();
 		} else if (!strcmp(line, "end\n")) {
 			clear();
+			look_for_others();
 			fprintf(out, "],\"status\":\"%s\"}\n", failure[0] ? failure : "ok");
 			fflush(out);
 		} else if (!failure[0]) {

@@ -25,6 +25,12 @@ QUIET_KHUGEPAGED = {"max_ptes_none": 0, "max_ptes_shared": 0, "max_ptes_swap": 0
                     "pages_to_scan": 1, "scan_sleep_millisecs": 3_600_000}
 #: Scripts of one holding of KSM, so that others get their turn.
 N_AT_ONCE = 100
+#: The driver's exit code for that.
+_DISTURBED = 4
+
+
+class Disturbed(CannotServe):
+    """Memory of others became mergeable while scripts ran."""
 
 
 def _value(path: Path) -> str:
@@ -130,12 +136,12 @@ def _run_once(scripts: Sequence[Script], timeout_s: float) -> list[Outcome]:
             if driver.poll() is None:
                 driver.kill()
                 driver.wait()
+            if driver.returncode:
                 _wait_for_workers()
                 os.sched_setaffinity(*ksmd)
         if driver.returncode:
-            _wait_for_workers()
-            os.sched_setaffinity(*ksmd)
-            raise CannotServe(errors.strip() or f"driver: exit code {driver.returncode}")
+            reason = errors.strip() or f"driver: exit code {driver.returncode}"
+            raise (Disturbed if driver.returncode == _DISTURBED else CannotServe)(reason)
         return outcomes(told.read_text(), len(scripts))
 
 
@@ -158,13 +164,17 @@ def run_on_host(scripts: Sequence[Script], *, n_at_once: int = N_AT_ONCE, wait_s
                 timeout_s: float = 110) -> list[Outcome]:
     """Run scripts on this kernel, `n_at_once` for each holding of KSM; outcomes in their order.
 
-    CannotServe as `exclusive_ksm` says.
+    What others disturbed, by memory that became mergeable meanwhile, is run again. CannotServe as
+    `exclusive_ksm` says; `wait_s` holds for each part.
     """
     done: list[Outcome] = []
     for first in range(0, len(scripts), n_at_once):
-        with exclusive_ksm(wait_s):
-            part = _run_once(scripts[first:first + n_at_once], timeout_s)
-            if advised_processes():
-                raise CannotServe("memory of others became mergeable while scripts ran")
-            done += part
+        end = time.monotonic() + wait_s
+        while len(done) == first:
+            try:
+                with exclusive_ksm(end - time.monotonic()):
+                    done += _run_once(scripts[first:first + n_at_once], timeout_s)
+            except Disturbed:
+                if time.monotonic() > end:
+                    raise
     return done
