@@ -303,7 +303,7 @@ def classify(s: int, scan: int, w: World, m: Marks) -> None:
         not has_item
         or meta & k.M_STABLE
         or sites[s, k.S_PART] != p
-        or w.frames[f, k.F_NODE] >= 0
+        or w.frames[f, k.F_NODE] != k.NO_NODE
         or w.frames[f, k.F_PHYS] != 1
         or w.slots[slot, k.L_STATE] != k.REGISTERED
     ):

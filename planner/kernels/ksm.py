@@ -88,17 +88,34 @@ def may_skip(s: int, w: World) -> bool:
 
 
 @helper
-def _is_unsplit(s: int, w: World) -> bool:
-    """Split the huge page of s for a merge, if it is part of one; whether s lost its page by it."""
+def _is_mergeable(s: int, w: World) -> bool:
+    """`try_to_merge_one_page` up to its write protection: whether the page of s can be replaced.
+
+    Its huge page is split, by which it may be lost. Of a KSM page `write_protect_page` cannot find
+    the address (no anon_vma), so it fails.
+    """
     if w.sites[s, k.S_META] & k.M_HUGE:
         split(s, w)
-    return bool(w.sites[s, k.S_CONTENT] < 0)
+    return bool(
+        w.sites[s, k.S_CONTENT] >= 0
+        and w.frames[w.sites[s, k.S_FRAME], k.F_NODE] == k.NO_NODE
+    )
+
+
+@helper
+def _undo_pair(s: int, p: int, w: World) -> None:
+    """`break_cow`: s, a KSM page already, is copied; who else maps that page keeps it so."""
+    f = w.sites[s, k.S_FRAME]
+    w.parts[p, k.P_COW] += 1
+    move(s, pool_frame(s, w), w)
+    if w.frames[f, k.F_PHYS] > 0 and not w.frames[f, k.F_FLAGS] & k.FLAG_CROSS:
+        w.frames[f, k.F_NODE] = k.ORPHAN
 
 
 @helper
 def _merge_into(s: int, n: int, w: World) -> int:
     """`try_to_merge_with_ksm_page` and `stable_tree_append`."""
-    if _is_unsplit(s, w):
+    if not _is_mergeable(s, w):
         return k.FAILED
     move(s, w.nodes[n, k.N_FRAME], w)
     append(s, n, w)
@@ -119,11 +136,10 @@ def _pair(s: int, t: int, content: int, p: int, w: World) -> int:
         if is_same:  # cannot be split while both are held; afterwards it is
             split(s, w)
             return k.FAILED
-    if _is_unsplit(s, w):
+    if not _is_mergeable(s, w):
         return k.FAILED
-    if _is_unsplit(t, w):  # `break_cow`: s was write-protected already
-        w.parts[p, k.P_COW] += 1
-        move(s, pool_frame(s, w), w)
+    if not _is_mergeable(t, w):
+        _undo_pair(s, p, w)
         return k.FAILED
     leave_trees(t, w)
     if w.frames[sites[s, k.S_FRAME], k.F_FLAGS] & k.FLAG_CROSS:
@@ -154,7 +170,7 @@ def process(s: int, p: int, is_gated: bool, is_new: bool, w: World) -> int:
             sites[s, k.S_OLD] = content
             if is_gated:
                 return k.FIRST if is_new else k.VOLATILE
-        if parts[p, k.P_USE_ZERO] and is_zero(content, w) and not _is_unsplit(s, w):
+        if parts[p, k.P_USE_ZERO] and is_zero(content, w) and _is_mergeable(s, w):
             map_zero_page(s, True, w)
             return k.ZEROED
     n = stable_search(content, p, w)
@@ -165,7 +181,7 @@ def process(s: int, p: int, is_gated: bool, is_new: bool, w: World) -> int:
         if sites[s, k.S_OLD] != content:
             sites[s, k.S_OLD] = content
             return k.FIRST if is_new else k.VOLATILE
-        if parts[p, k.P_USE_ZERO] and is_zero(content, w) and not _is_unsplit(s, w):
+        if parts[p, k.P_USE_ZERO] and is_zero(content, w) and _is_mergeable(s, w):
             map_zero_page(s, True, w)
             return k.ZEROED
     t = unstable_search_insert(s, content, f, p, w)
@@ -195,7 +211,7 @@ def visit(s: int, p: int, is_gated: bool, w: World) -> int:
     if is_new:
         sites[s, k.S_META] |= k.M_ITEM
         w.parts[p, k.P_ITEMS] += 1
-    if is_gated and n < 0 and w.parts[p, k.P_SMART_SCAN] and may_skip(s, w):
+    if is_gated and n == k.NO_NODE and w.parts[p, k.P_SMART_SCAN] and may_skip(s, w):
         leave_trees(s, w)
         return k.SKIPPED
     return process(s, p, is_gated, is_new, w)
@@ -389,7 +405,7 @@ def batch(p: int, start_ns: int, w: World) -> int:
                 is_plain
                 and meta & (k.M_ITEM | k.M_STABLE) == k.M_ITEM
                 and sites[s, k.S_PART] == p
-                and frames[sites[s, k.S_FRAME], k.F_NODE] < 0
+                and frames[sites[s, k.S_FRAME], k.F_NODE] == k.NO_NODE
                 and (not meta & k.M_UNSTABLE or sites[s, k.S_SEQ] != epoch)
             ):
                 if is_smart:

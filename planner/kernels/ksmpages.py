@@ -47,8 +47,8 @@ def frame_loses(f: int, w: World) -> None:
     if frames[f, k.F_FLAGS] & k.FLAG_PHYS_ZERO:
         w.parts[owner, k.P_LIVE_PHYS_ZERO] -= 1
     n = frames[f, k.F_NODE]
+    frames[f, k.F_NODE] = k.NO_NODE
     if n >= 0:
-        frames[f, k.F_NODE] = -1
         w.nodes[n, k.N_FRAME] = k.STALE
     if f >= w.host[k.H_N_BASE]:
         frames[f, k.F_SITE] = w.host[k.H_POOL_FREE]
@@ -67,7 +67,7 @@ def pool_frame(s: int, w: World) -> int:
         w.host[k.H_POOL_TOP] = f + 1
     frames[f, k.F_BASE] = 0
     frames[f, k.F_PHYS] = 0
-    frames[f, k.F_NODE] = -1
+    frames[f, k.F_NODE] = k.NO_NODE
     frames[f, k.F_SITE] = -1
     frames[f, k.F_OWNER] = w.parts[w.sites[s, k.S_PART], k.P_PLAN]
     frames[f, k.F_FLAGS] = 0
@@ -134,7 +134,9 @@ def is_merged(s: int, p: int, w: World) -> bool:
     """Whether s maps a KSM page of partition p, or (from 6.6) a zero page that KSM put there."""
     if w.sites[s, k.S_CONTENT] >= 0:
         n = w.frames[w.sites[s, k.S_FRAME], k.F_NODE]
-        return bool(n >= 0 and w.nodes[n, k.N_PART] == p)
+        if n >= 0:
+            return bool(w.nodes[n, k.N_PART] == p)
+        return bool(n == k.ORPHAN and w.sites[s, k.S_PART] == p)
     is_by_ksm = w.sites[s, k.S_META] & k.M_KSM_ZERO != 0
     return bool(is_by_ksm and w.sites[s, k.S_PART] == p and w.host[k.H_HASH_FIRST] != 0)
 
@@ -170,7 +172,7 @@ def write(s: int, content: int, g: int, w: World) -> None:
     old_frame = sites[s, k.S_FRAME]
     is_ksm = False
     if old_content >= 0:
-        is_ksm = frames[old_frame, k.F_NODE] >= 0
+        is_ksm = frames[old_frame, k.F_NODE] != k.NO_NODE
         if is_ksm and content >= 0:
             parts[p, k.P_COW] += 1
             parts[p, k.P_COW_NS] += w.cost[k.COST_COW]
@@ -194,7 +196,7 @@ def write(s: int, content: int, g: int, w: World) -> None:
             if sites[h, k.S_CONTENT] == k.ZERO_MAPPED:
                 is_zero_mapped = zero and not is_cross and old_content == k.ABSENT
             elif is_cross:
-                if frames[sites[h, k.S_FRAME], k.F_NODE] < 0:
+                if frames[sites[h, k.S_FRAME], k.F_NODE] == k.NO_NODE:
                     f = sites[h, k.S_FRAME]
                     frames[f, k.F_FLAGS] |= k.FLAG_CROSS
             elif sites[h, k.S_CONTENT] == content:
@@ -213,7 +215,7 @@ def write(s: int, content: int, g: int, w: World) -> None:
             if f < 0:
                 if g == old_base and not is_ksm and old_content >= 0:
                     f = old_frame
-                elif frames[g, k.F_NODE] < 0:
+                elif frames[g, k.F_NODE] == k.NO_NODE:
                     f = g
                 else:
                     f = pool_frame(s, w)

@@ -40,9 +40,12 @@ M_KSM_ZERO = 1 << 22  # ZERO_MAPPED by KSM
 M_BORN_HUGE = 1 << 23  # is part of a huge page whenever it appears
 QUICK_FLAGS = M_STABLE | M_MERGED
 
-# frames; F_SITE: the page others are born from, or the next of the free list
+# frames; F_SITE: the page others are born from, or the next of the free list; F_NODE of a KSM
+# page: its stable node, or ORPHAN
 F_BASE, F_PHYS, F_NODE, F_SITE, F_OWNER, F_FLAGS, F_FOLIO = range(7)
 FRAME_FIELDS = 7
+NO_NODE = -1  # of F_NODE: no KSM page
+ORPHAN = -2  # of F_NODE: a KSM page without a stable node, of a merge that failed half-way
 FLAG_BASE_ZERO = 1
 FLAG_PHYS_ZERO = 2
 FLAG_CROSS = 4  # pages of several partitions were born on it: never a KSM page

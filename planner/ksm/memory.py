@@ -188,7 +188,7 @@ class Memory:
             f = int(host[k.H_POOL_TOP])
             host[k.H_POOL_TOP] = f + 1
         frames[f] = 0
-        frames[f, k.F_NODE] = frames[f, k.F_SITE] = -1
+        frames[f, k.F_NODE], frames[f, k.F_SITE] = k.NO_NODE, -1
         frames[f, k.F_OWNER] = PARTITION
         frames[f, k.F_FOLIO] = f
         return f
@@ -217,7 +217,7 @@ class Memory:
                 w.parts[PARTITION, k.P_LIVE_PHYS] -= 1
                 if frame[k.F_NODE] >= 0:
                     w.nodes[frame[k.F_NODE], k.N_FRAME] = k.STALE
-                    frame[k.F_NODE] = -1
+                frame[k.F_NODE] = k.NO_NODE
                 frame[k.F_SITE] = w.host[k.H_POOL_FREE]
                 w.host[k.H_POOL_FREE] = f
         site[k.S_META] &= ~(k.M_MERGED | k.M_HUGE | k.M_KSM_ZERO)
@@ -331,7 +331,7 @@ class Memory:
     def _can_reuse(self, mm: Mm, s: int) -> bool:
         """`do_wp_page`, `wp_can_reuse_anon_folio`; a KSM page is always copied."""
         frame = self.w.frames[self.w.sites[s, k.S_FRAME]]
-        if frame[k.F_NODE] >= 0:
+        if frame[k.F_NODE] != k.NO_NODE:
             return False
         if not self.w.sites[s, k.S_META] & k.M_HUGE:
             return bool(frame[k.F_PHYS] == 1)
@@ -348,7 +348,7 @@ class Memory:
     def _copy(self, s: int) -> None:
         """`wp_page_copy`, or a first page."""
         content = int(self.w.sites[s, k.S_CONTENT])
-        if content >= 0 and self.w.frames[self.w.sites[s, k.S_FRAME], k.F_NODE] >= 0:
+        if content >= 0 and self.w.frames[self.w.sites[s, k.S_FRAME], k.F_NODE] != k.NO_NODE:
             self.w.parts[PARTITION, k.P_COW] += 1
         self._unmap(s)
         self._map(s, self._new_frame(), max(content, self.content_id(0)))

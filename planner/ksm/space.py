@@ -187,7 +187,7 @@ class MergeSpaces:
         rows_of_sites[:, k.S_PART] = partition + 1
         # A site maps one frame, and for a moment a second one while it moves.
         frames = np.zeros((n_base + n + 1, k.FRAME_FIELDS), dtype=np.int32)
-        frames[:n_base, k.F_NODE] = -1
+        frames[:n_base, k.F_NODE] = k.NO_NODE
         frames[:n_base, k.F_SITE] = -1
         parts = np.zeros((n_partitions + 1, k.PART_FIELDS), dtype=np.int64)
         parts[:, k.P_PLAN] = parts[:, k.P_HEAD] = parts[:, k.P_SLOT] = np.arange(n_partitions + 1)

@@ -26,11 +26,19 @@ NEVER = 2**62
 
 @dataclass(eq=False)
 class Frame:
-    """A physical frame. `owner`: plan index its cost is booked to; `node` if it is a KSM page."""
+    """A physical frame. `owner`: plan index its cost is booked to.
+
+    A KSM page has a `node`, or `is_orphan`: a pair was undone by a copy, and others still map it.
+    """
 
     owner: int
     node: Node | None = None
     is_cross: bool = False
+    is_orphan: bool = False
+
+    @property
+    def is_ksm(self) -> bool:
+        return self.is_orphan or self.node is not None
 
 
 @dataclass(eq=False)
@@ -188,9 +196,10 @@ class SlowSpaces:
 
     def remap(self, site: Site, frame: Frame | None) -> None:
         old, site.frame = site.frame, frame
-        if old is not None and old is not frame and not self.mappers(old) and old.node:
-            old.node.frame = None
-            old.node = None
+        if old is not None and old is not frame and not self.mappers(old):
+            if old.node:
+                old.node.frame = None
+            old.node, old.is_orphan = None, False
 
     def to_zero_page(self, site: Site, is_by_ksm: bool) -> None:
         site.zero, site.content, site.is_ksm_zero = site.content, None, is_by_ksm
@@ -210,7 +219,7 @@ class SlowSpaces:
         is_there = site.content is not None or site.zero is not None
         if content < 0 and not is_there:
             return
-        was_ksm = site.frame is not None and site.frame.node is not None
+        was_ksm = site.frame is not None and site.frame.is_ksm
         was_content = site.content
         site.is_ksm_zero, site.zero = False, None
         if content < 0:
@@ -234,7 +243,7 @@ class SlowSpaces:
             elif first.plan == site.plan:
                 if first.content == content:
                     new = first.frame
-            elif first.frame is not None and first.frame.node is None:
+            elif first.frame is not None and not first.frame.is_ksm:
                 new = first.frame
                 new.is_cross = True
         else:
@@ -242,7 +251,7 @@ class SlowSpaces:
         if new is None:
             if base == site.base and not was_ksm and was_content is not None:
                 new = site.frame
-            elif own.node is None:
+            elif not own.is_ksm:
                 new = own
             else:
                 new = Frame(site.plan)
@@ -391,7 +400,7 @@ class SlowSpaces:
             site.space = space
         is_new = site.item is None
         item = site.item = site.item or Item(space)
-        if is_gated and node is None and space.knobs.smart_scan and not self.is_old:
+        if is_gated and not site.frame.is_ksm and space.knobs.smart_scan and not self.is_old:
             age, item.age = item.age, item.age + 1
             if age >= 3:
                 if item.skips:
@@ -421,9 +430,7 @@ class SlowSpaces:
             node = None
         self.leave_trees(site)
         if node is not None:
-            if site.is_huge:
-                self.split(site)
-            if site.content is None:
+            if not self.can_merge(site):
                 return "failed"
             self.remap(site, node.frame)
             self.append(site, node)
@@ -447,31 +454,32 @@ class SlowSpaces:
         had, item.old = item.old, content
         if is_gated and had != content:
             return "volatile"
-        if space.knobs.use_zero_pages and self.is_zero[content]:
-            if site.is_huge:
-                self.split(site)
-            if site.content is not None:
-                self.to_zero_page(site, True)
-                return "zeroed"
+        if space.knobs.use_zero_pages and self.is_zero[content] and self.can_merge(site):
+            self.to_zero_page(site, True)
+            return "zeroed"
         return None
+
+    def can_merge(self, site: Site) -> bool:
+        """Whether its page can be replaced, after its huge page was split: still there, not KSM."""
+        if site.is_huge:
+            self.split(site)
+        return site.content is not None and site.frame is not None and not site.frame.is_ksm
 
     def pair(self, site: Site, other: Site, content: int, space: Space) -> str:
         if (site.is_huge and other.is_huge and site.mm == other.mm
                 and site.vpn // 512 == other.vpn // 512):
             self.split(site)
             return "failed"
-        if site.is_huge:
-            self.split(site)
-        if site.content is None:
+        if not self.can_merge(site):
             return "failed"
-        if other.is_huge:
-            self.split(other)
-        if other.content is None:
+        assert site.frame is not None
+        if not self.can_merge(other):
             self.cow_breaks[site.plan] += 1
+            undone = site.frame
             self.remap(site, Frame(site.plan))
+            undone.is_orphan = not undone.is_cross and bool(self.mappers(undone))
             return "failed"
         self.leave_trees(other)
-        assert site.frame is not None
         if site.frame.is_cross:
             self.remap(site, Frame(site.plan))
         self.meet(space, content, may_prune=False)
@@ -659,7 +667,9 @@ class SlowSpaces:
                 site.content, site.zero, site.is_ksm_zero = site.zero, None, False
                 self.remap(site, Frame(site.plan))
                 n += 1
-            elif site.frame is not None and site.frame.node and site.frame.node.space is space:
+            elif site.frame is not None and site.frame.is_ksm and (
+                site.space if site.frame.node is None else site.frame.node.space
+            ) is space:
                 self.remap(site, Frame(site.plan))
                 n += 1
         for site in sites:

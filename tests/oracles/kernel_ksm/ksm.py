@@ -234,6 +234,8 @@ class Ksm:
         """
         if page is kpage:
             return True
+        if page.is_ksm:
+            return False  # write_protect_page: a KSM page has no anon_vma to find its address by
         if page.folio.is_large and not self.memory.split_folio(page.folio, n_refs):
             return False
         pte = item.mm.pte_at(item.vpn)

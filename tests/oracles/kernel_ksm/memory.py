@@ -38,7 +38,10 @@ class Folio:
 
 
 class Page:
-    """A page frame. `node`: its stable node; `is_ksm` without one lasts only inside a merge."""
+    """A page frame. `node`: its stable node.
+
+    `is_ksm` without one: inside a merge, or what a merge that failed half-way left to a fork.
+    """
 
     __slots__ = ("content", "folio", "index", "is_exclusive", "is_free", "is_ksm", "n_pte_maps",
                  "node", "pfn")
