@@ -18,10 +18,10 @@ from planner.results import policy_row, scenario_of
 from planner.scenario.spec import GuestSpec, HostSpec, Ksmd, Never, PolicySpec, Scenario, Sync
 from planner.units import format_duration, format_share, format_size
 
-__all__ = ["Current", "Export", "current_settings", "is_guest_label", "knobs", "prepare"]
+__all__ = ["Current", "Export", "current_settings", "is_advised", "is_guest_label", "knobs",
+           "prepare"]
 
 KSM_FOLDER = Path("/sys/kernel/mm/ksm")
-_NS_PER_S = 1_000_000_000
 #: Changed only while nothing is merged; written first.
 NEEDS_UNMERGED = ("max_page_sharing", "merge_across_nodes")
 
@@ -37,8 +37,8 @@ class Current:
 def current_settings(folder: Path = KSM_FOLDER) -> Current | None:
     """What this machine has now; None where it has no KSM."""
     values = {}
-    for name in ("run", *(field.name for field in fields(Ksmd)), "advisor_mode", "smart_scan"):
-        path = folder / _file_name(name)
+    for name in ("run", *(field.name for field in fields(Ksmd))):
+        path = folder / name
         if path.is_file() and os.access(path, os.R_OK):
             values[path.name] = _chosen(path.read_text().strip())
     return Current(clean(platform.node()), values) if "run" in values else None
@@ -50,27 +50,15 @@ def _chosen(text: str) -> str:
     return rest.partition("]")[0] if rest else before
 
 
-def _file_name(name: str) -> str:
-    for suffix in ("_ns", "_share"):
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _text(name: str, value: object) -> str:
-    """The value of a knob as its file in sysfs takes it."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if name.endswith("_ns") and isinstance(value, int):
-        return str(value // _NS_PER_S)
-    if isinstance(value, float):
-        return str(round(value * 100))
-    return str(value)
-
-
 def knobs(ksmd: Ksmd) -> dict[str, str]:
-    """File name and text of every knob of the scanner that the model has."""
-    return {_file_name(field.name): _text(field.name, getattr(ksmd, field.name))
-            for field in fields(ksmd)}
+    """File name and text of every knob of the scanner that is not left to the kernel."""
+    return {name: str(int(value) if isinstance(value, bool) else value)
+            for name, value in ksmd.given().items()}
+
+
+def is_advised(ksmd: Ksmd) -> bool:
+    """Whether the kernel's advisor sets the pace; no kernel's default is that it does."""
+    return ksmd.advisor_mode not in (None, "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +112,11 @@ class Export:
     def run_value(self) -> str:
         """What goes into /sys/kernel/mm/ksm/run."""
         return "0" if isinstance(self.policy.merge, Never) else "1"
+
+    def hosts(self) -> tuple[HostSpec, ...]:
+        """The hosts to export for: `--host`, else all."""
+        return tuple(host for host in self.scenario.hosts
+                     if self.host_name in (None, host.name))
 
     def host(self) -> HostSpec:
         """The host to export for: `--host`, else any where all have the same memory."""
