@@ -88,8 +88,8 @@ class TraceStore:
             raise DataError(
                 "the trace has no page ids, so nobody can tell which page of one snapshot became "
                 "which page of the next, and writes cannot be replayed", where=str(path),
-                instead="import one snapshot for a scenario, or capture the guests with planner "
-                        "capture; planner trace info counts every snapshot")
+                instead="capture the guests with planner capture for a scenario; planner trace "
+                        "info counts every snapshot of this one")
         n_pages = _frames_of_guests(trace)
         values: dict[str, set[str]] = {}
         for region in trace.regions:
