@@ -7,7 +7,7 @@ draw. `interval` stays None until runs have replicates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,7 +83,9 @@ class Comparison:
 
 def compare(before: Result, after: Result) -> Comparison:
     """Compare `after` with `before`."""
-    changes = list(_changes("", _inputs(before), _inputs(after)))
+    # Of timings that only one went by the name says enough.
+    in_both = set(_costs(before)) & set(_costs(after))
+    changes = list(_changes("", _inputs(before, in_both), _inputs(after, in_both)))
     rows = [{row["policy"]: row for row in result.summary.to_pylist()}
             for result in (before, after)]
     both = [name for name in rows[1] if name in rows[0]]
@@ -98,11 +100,18 @@ def compare(before: Result, after: Result) -> Comparison:
         only_after=tuple(name for name in rows[1] if name not in rows[0]))
 
 
-def _inputs(result: Result) -> dict[str, Any]:
+def _costs(result: Result) -> dict[str, Any]:
+    """What each of the timings said when the result was made."""
+    costs = result.run.get("costs_ns")
+    return costs if isinstance(costs, dict) else {}
+
+
+def _inputs(result: Result, timings: Set[str]) -> dict[str, Any]:
     """All that decides a result: the scenario, what ran it, what it was timed with."""
     run = result.run
     return {**result.scenario, "run": {
-        "planner": run["versions"].get("planner"), "timings": sorted(map(str, run["timings"]))}}
+        "planner": run["versions"].get("planner"), "timings": sorted(map(str, run["timings"])),
+        "costs_ns": {name: costs for name, costs in _costs(result).items() if name in timings}}}
 
 
 def _pairing(result: Result) -> tuple[Any, ...]:

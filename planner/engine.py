@@ -73,10 +73,13 @@ class _HostRun:
     def run(self, horizon_ns: int, sample_every_ns: int,
             progress: Callable[[int], None] | None) -> None:
         self._start_merging(horizon_ns)
-        self._env.process(self._sample(horizon_ns, sample_every_ns, progress))
-        # simpy keeps an integer clock only for a Python int; the events of the last instant
-        # are still to happen.
-        self._env.run(until=int(horizon_ns) + 1)
+        self._env.process(self._sample(sample_every_ns, progress))
+        # simpy keeps an integer clock only for a Python int. What would begin at the horizon does
+        # not: the last sample and the partitions are of one state.
+        self._env.run(until=int(horizon_ns))
+        self._take_sample()
+        if progress is not None:
+            progress(horizon_ns)
         self._record_partitions()
 
     def _start_merging(self, horizon_ns: int) -> None:
@@ -104,15 +107,13 @@ class _HostRun:
         for scan in self._spaces.advance(int(self._env.now)):
             self._record_scan(scan)
 
-    def _sample(self, horizon_ns: int, every_ns: int,
-                progress: Callable[[int], None] | None) -> Generator[simpy.Event, Any, None]:
+    def _sample(self, every_ns: int, progress: Callable[[int], None] | None,
+                ) -> Generator[simpy.Event, Any, None]:
         while True:
             now_ns = self._take_sample()
             if progress is not None:
                 progress(now_ns)
-            if now_ns >= horizon_ns:
-                return
-            yield self._env.timeout(min(every_ns, horizon_ns - now_ns))
+            yield self._env.timeout(every_ns)
 
     def _take_sample(self) -> int:
         """Record the host's counters now; returns the time. At most one sample a time."""

@@ -10,7 +10,7 @@ All figures are of the last moment of the run. They add up exactly to `saved_byt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ import planner
 from planner.engine import simulate_host
 from planner.errors import DataError
 from planner.fleet import FleetHost
+from planner.ksm.cost import CostModel
+from planner.ksm.timings import cost_model
 from planner.metrics import HOSTS, Recorder, Result
 from planner.policies.partition import partition_classes
 from planner.results import policy_row, scenario_of
-from planner.runner import TraceStore, build_hosts, cost_of
+from planner.runner import TraceStore, build_hosts
 from planner.scenario.spec import Never, PolicySpec, Scenario
 
 __all__ = ["FORMAT_VERSION", "Step", "Waterfall", "explain", "scenario_of_traces"]
@@ -116,7 +118,7 @@ def explain(result: Result, policy: str, *, traces: Iterable[Path] = (),
     missed = frames.twins - saved
     written = 0
     if not isinstance(spec.merge, Never) and missed:
-        written = _saved_without_writes(scenario, spec, hosts, progress) - saved
+        written = _saved_without_writes(scenario, spec, hosts, _costs_of(result), progress) - saved
     return Waterfall(policy, str(result.run["digest"]),
                      _steps(scenario, spec, frames, row, written, missed - written), _memos(row))
 
@@ -141,6 +143,17 @@ def scenario_of_traces(result: Result, traces: Iterable[Path], store: TraceStore
                             instead="put it back, or say where it is with --trace DIR")
         workloads.append(replace(workload, trace=path))
     return replace(scenario, workloads=tuple(workloads))
+
+
+def _costs_of(result: Result) -> dict[str, CostModel]:
+    """The costs that the run went by: its calibrations may say something else by now."""
+    recorded = result.run.get("costs_ns")
+    again = "run the scenario again with --again"
+    if not isinstance(recorded, dict) or not set(result.run["timings"]) <= set(recorded):
+        raise DataError("does not hold the costs that the run went by", where="run.json",
+                        instead=again)
+    return {name: cost_model(name, costs, where="run.json", instead=again)
+            for name, costs in recorded.items()}
 
 
 def _could_merge(scenario: Scenario, hosts: Sequence[FleetHost], store: TraceStore,
@@ -217,7 +230,7 @@ def _verify(result: Result, policy: str, frames: _Frames) -> None:
 
 
 def _saved_without_writes(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHost],
-                          progress: Progress | None) -> int:
+                          costs: Mapping[str, CostModel], progress: Progress | None) -> int:
     """Frames of content that `policy` would have saved had nothing been written."""
     n_frames = 0
     for index, host in enumerate(hosts):
@@ -230,7 +243,7 @@ def _saved_without_writes(scenario: Scenario, policy: PolicySpec, hosts: Sequenc
         simulate_host(_at_the_end(host), policy, sensitive=scenario.domains.sensitive,
                       horizon_ns=scenario.horizon_ns,
                       sample_every_ns=scenario.output.sample_every_ns,
-                      cost=cost_of(host.spec.timings), recorder=recorder, progress=report)
+                      cost=costs[host.spec.timings], recorder=recorder, progress=report)
         last = max(recorder.table(HOSTS).to_pylist(), key=lambda row: int(row["time_ns"]))
         n_frames += (int(last["saved_bytes"]) + int(last["metadata_bytes"])) // _PAGE_BYTES
     return n_frames

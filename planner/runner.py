@@ -6,11 +6,10 @@ recorder holds becomes a Result.
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +43,7 @@ from planner.scenario.spec import (
 from planner.trace import PAGE_BYTES, Trace, open_trace
 from planner.units import format_size
 
-__all__ = ["TraceStore", "build_hosts", "load_scenario", "run", "run_digest"]
+__all__ = ["TraceStore", "build_hosts", "costs_of", "load_scenario", "run", "run_digest"]
 
 #: What a reader of the numbers must know of the model; the report prints it.
 ASSUMPTIONS = (
@@ -89,8 +88,8 @@ class TraceStore:
             raise DataError(
                 "the trace has no page ids, so nobody can tell which page of one snapshot became "
                 "which page of the next, and writes cannot be replayed", where=str(path),
-                instead="import one snapshot for a scenario, or capture the guests with planner "
-                        "capture; planner trace info counts every snapshot")
+                instead="capture the guests with planner capture for a scenario; planner trace "
+                        "info counts every snapshot of this one")
         n_pages = _frames_of_guests(trace)
         values: dict[str, set[str]] = {}
         for region in trace.regions:
@@ -147,21 +146,25 @@ def fleet_facts(path: Path) -> FleetFacts:
         tuple((row.name, row.all_labels()) for row in found.guests))
 
 
-def run_digest(scenario: Scenario) -> str:
+def run_digest(scenario: Scenario, costs: Mapping[str, CostModel] | None = None) -> str:
     """The digest that names a scenario's result: scenario, traces, calibrations and program
-    version. Raises DataError for a calibration that cannot be read."""
+    version. A calibration counts by what it says, not by where it lies.
+
+    `costs` are those of `costs_of`, if they were read already. Raises DataError as that does.
+    """
+    costs = costs_of(scenario) if costs is None else costs
     form = to_json(scenario)
     for host in form["hosts"]:
         if host["timings"] != BUILTIN_UNMEASURED.name:
-            host["timings"] = str(dataclasses.asdict(cost_of(host["timings"])))
+            host["timings"] = str(costs[host["timings"]].costs_ns())
     return scenario_digest(form, planner.__version__)
 
 
-def cost_of(timings: str) -> CostModel:
-    """The cost model that a host names: built in, or a calibration (DataError if it is none)."""
-    if timings == BUILTIN_UNMEASURED.name:
-        return BUILTIN_UNMEASURED
-    return read_timings(Path(timings))
+def costs_of(scenario: Scenario) -> dict[str, CostModel]:
+    """The cost models that the hosts name: built in, or calibrations (DataError if one is none)."""
+    return {name: BUILTIN_UNMEASURED if name == BUILTIN_UNMEASURED.name
+            else read_timings(Path(name))
+            for name in sorted({host.timings for host in scenario.hosts})}
 
 
 def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
@@ -185,22 +188,23 @@ def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
         scenario = load_scenario(scenario, store=store)
     started = time.perf_counter()
     traces = {workload.trace: store.open(workload.trace) for workload in scenario.workloads}
+    costs = costs_of(scenario)
     hosts = build_hosts(scenario, store)
     recorder = Recorder()
     finished: list[PolicySpec] = []
     try:
         for policy in scenario.policies:
-            _run_policy(scenario, policy, hosts, recorder, progress, len(finished))
+            _run_policy(scenario, policy, hosts, costs, recorder, progress, len(finished))
             finished.append(policy)
     except KeyboardInterrupt:
         if not finished:
             raise InterruptedRunError(
                 "interrupted before the first policy was finished; nothing was written") from None
-        partial = _result(scenario, finished, recorder, traces, hosts, started, "partial")
+        partial = _result(scenario, finished, recorder, traces, hosts, costs, started, "partial")
         raise InterruptedRunError(
             f"interrupted after {len(finished)} of {len(scenario.policies)} policies",
             partial=partial) from None
-    return _result(scenario, finished, recorder, traces, hosts, started, "complete")
+    return _result(scenario, finished, recorder, traces, hosts, costs, started, "complete")
 
 
 def build_hosts(scenario: Scenario, store: TraceStore) -> list[FleetHost]:
@@ -214,7 +218,8 @@ def build_hosts(scenario: Scenario, store: TraceStore) -> list[FleetHost]:
 
 
 def _run_policy(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHost],
-                recorder: Recorder, progress: Progress | None, n_finished: int) -> None:
+                costs: Mapping[str, CostModel], recorder: Recorder, progress: Progress | None,
+                n_finished: int) -> None:
     for index, host in enumerate(hosts):
         step = n_finished * len(hosts) + index
         report = _step_progress(progress, policy.name, step,
@@ -222,12 +227,12 @@ def _run_policy(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHos
         simulate_host(host, policy, sensitive=scenario.domains.sensitive,
                       horizon_ns=scenario.horizon_ns,
                       sample_every_ns=scenario.output.sample_every_ns,
-                      cost=cost_of(host.spec.timings), recorder=recorder, progress=report)
+                      cost=costs[host.spec.timings], recorder=recorder, progress=report)
 
 
 def _result(scenario: Scenario, policies: Sequence[PolicySpec], recorder: Recorder,
-            traces: dict[str, Trace], hosts: Sequence[FleetHost], started: float,
-            status: str) -> Result:
+            traces: dict[str, Trace], hosts: Sequence[FleetHost], costs: Mapping[str, CostModel],
+            started: float, status: str) -> Result:
     """The Result over the finished policies."""
     names = {policy.name for policy in policies}
     samples, partitions, events = (_rows_of(recorder.table(kind), names)
@@ -238,7 +243,7 @@ def _result(scenario: Scenario, policies: Sequence[PolicySpec], recorder: Record
         recorder.add(SUMMARY, summarise(texts, _rows_of(samples, {policy.name}),
                                         _rows_of(partitions, {policy.name}),
                                         scenario.horizon_ns))
-    record = _run_record(scenario, traces, hosts, time.perf_counter() - started)
+    record = _run_record(scenario, traces, hosts, costs, time.perf_counter() - started)
     return Result(to_json(scenario), {**record, "status": status}, recorder.table(SUMMARY),
                   samples, partitions, events)
 
@@ -272,14 +277,16 @@ def _warnings(hosts: Sequence[FleetHost]) -> list[str]:
 
 
 def _run_record(scenario: Scenario, traces: dict[str, Trace], hosts: Sequence[FleetHost],
-                elapsed_s: float) -> dict[str, Any]:
+                costs: Mapping[str, CostModel], elapsed_s: float) -> dict[str, Any]:
     return {
         "format_version": 1,
-        "digest": run_digest(scenario),
+        "digest": run_digest(scenario, costs),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_s": round(elapsed_s, 3),
         "seed": scenario.seed,
-        "timings": sorted({host.timings for host in scenario.hosts}),
+        "timings": list(costs),
+        # What they said then: a calibration may be made anew, or be moved.
+        "costs_ns": {name: cost.costs_ns() for name, cost in costs.items()},
         "validated": False,
         "versions": {
             "planner": planner.__version__, "python": platform.python_version(),

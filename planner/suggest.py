@@ -45,7 +45,8 @@ class Wishes:
 @dataclass(frozen=True, slots=True, eq=False)
 class Suggestion:
     """The frontier by ascending exposure; `saved_bytes` (lowest, mean, highest over the moments)
-    of each, and what one merge space over all would save whatever it exposes."""
+    of each, and what one merge space over all would save whatever it exposes. `sensitive`: the
+    scenario's sensitive domains."""
 
     by: str
     members: tuple[str, ...]
@@ -55,6 +56,7 @@ class Suggestion:
     one_space_bytes: int
     one_space_pairs: int
     alone: tuple[str, ...]
+    sensitive: tuple[str, ...]
 
     def groups(self, index: int) -> list[list[str]]:
         """Names of the members of each group of a partitioning."""
@@ -87,7 +89,7 @@ class Suggestion:
         groups = [f"    {name}: {_yaml_list(group)}" for name, group in names.items()]
         return "\n".join([
             "domains:", *(["  groups:", *groups] if groups else []),
-            *([f"  sensitive: {_yaml_list(self.alone)}"] if self.alone else []),
+            *([f"  sensitive: {_yaml_list(self.sensitive)}"] if self.sensitive else []),
             "policies:", "  - name: suggested",
             f"    partition_by: {'group' if groups else 'domain'}",
             "    merge: {sync: {at: [boot]}}", ""])
@@ -119,7 +121,7 @@ def suggest(scenario: Scenario, hosts: Sequence[FleetHost], wishes: Wishes) -> S
     return Suggestion(
         wishes.by, sharing.members, len(times), tuple(found), tuple(saved),
         int(saved_frames(sharing, everything).mean()) * _PAGE_BYTES,
-        n_domains * (n_domains - 1) // 2, tuple(alone))
+        n_domains * (n_domains - 1) // 2, tuple(alone), tuple(scenario.domains.sensitive))
 
 
 def _alone(sharing: Sharing, wishes: Wishes, sensitive: Sequence[str]) -> list[str]:

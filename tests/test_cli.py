@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -108,8 +107,7 @@ def test_an_earlier_result_counts_only_if_it_is_whole_and_of_this_scenario(
 def test_a_calibration_prices_the_run_and_is_part_of_its_digest(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    costs = dataclasses.asdict(BUILTIN_UNMEASURED)
-    del costs["name"]
+    costs = BUILTIN_UNMEASURED.costs_ns()
 
     def run_with(first_sight_ns: int) -> tuple[Path, int]:
         (folder / "host.json").write_text(json.dumps({
@@ -126,6 +124,18 @@ def test_a_calibration_prices_the_run_and_is_part_of_its_digest(
     assert cheap != dear
     # Nine pages are seen for the first time.
     assert dear_ns - cheap_ns == pytest.approx(9 * 999_000, rel=0.5)
+    assert main(["compare", str(cheap), str(dear)]) == 0
+    out = capsys.readouterr().out
+    assert "host.json.first_sight_ns" in out
+    assert "1.00 us -> 1.00 ms" in out
+    # The same costs from another file are the same scenario.
+    (folder / "moved").mkdir()
+    (folder / "host.json").rename(folder / "moved" / "lab.json")
+    assert main(["run", "small.yaml", "--set", "hosts.host.timings=moved/lab.json"]) == 0
+    assert "was run before" in capsys.readouterr().err
+    # What the file says now, or that it is gone, changes no explanation.
+    assert main(["explain", str(cheap), "--policy", "ksmd"]) == 0
+    capsys.readouterr()
     (folder / "host.json").write_text("{}")
     assert main(["run", "small.yaml", "--set", "hosts.host.timings=host.json"]) == 3
     assert "is no calibration" in capsys.readouterr().err

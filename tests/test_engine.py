@@ -221,9 +221,28 @@ def test_the_same_scenario_gives_the_same_tables(still: Path) -> None:
         assert getattr(one, name).equals(getattr(two, name))
 
 
+def test_the_last_sample_and_the_partitions_are_of_one_moment(still: Path) -> None:
+    every = Sync((Trigger("every", 0, 5 * SECOND),))
+    for sample_every_ns in (SECOND, 4 * SECOND, 30 * SECOND):
+        result = run_on(still, PolicySpec("sync", ("domain",), (), every),
+                        PolicySpec("ksmd", ("domain",), (), FAST), horizon_ns=10 * SECOND,
+                        sample_every_ns=sample_every_ns)
+        for policy in ("sync", "ksmd"):
+            mine = [p for p in result.partitions.to_pylist() if p["policy"] == policy]
+            for column in ("pages_sharing", "saved_bytes", "merge_cpu_ns"):
+                assert sum(p[column] for p in mine) == row(result, policy)[column], column
+            times = [s["time_ns"] for s in result.hosts.to_pylist() if s["policy"] == policy]
+            assert times == sorted(set(times))
+            assert times[-1] == 10 * SECOND
+        assert all(event["time_ns"] < 10 * SECOND for event in result.events.to_pylist()
+                   if event["kind"] == "sync_merge")
+
+
 def test_triggers_fire_when_they_say() -> None:
     sync = Sync((Trigger("boot", 60 * SECOND, 0), Trigger("every", 0, 50 * SECOND)))
     assert merge_times(sync, 160 * SECOND) == tuple(t * SECOND for t in (50, 60, 100, 150))
     assert merge_times(sync, 10 * SECOND) == ()
+    # A call at the very end would free nothing in time.
+    assert merge_times(sync, 150 * SECOND) == tuple(t * SECOND for t in (50, 60, 100))
     assert merge_text(sync) == "sync boot + 60.0 s, every 50.0 s"
     assert merge_text(FAST) == "ksmd 1000 pages / 20 ms"

@@ -282,6 +282,46 @@ def test_a_policy_that_never_merges_stops_and_unmerges(result: Result, tmp_path:
     assert settings_in(script.folder)["run"] == "0"
 
 
+def test_what_is_left_to_the_kernel_is_set_to_what_the_run_took_for_it(
+    tmp_path: Path, result: Result
+) -> None:
+    script = Script(tmp_path, export_settings(result, "ksmd", "sysfs"), smart_scan="0",
+                    advisor_mode="none [scan-time]", pages_to_scan="777")
+    assert script("apply").returncode == 0
+    after = settings_in(script.folder)
+    assert (after["smart_scan"], after["advisor_mode"], after["pages_to_scan"]) == (
+        "1", "none", "1250")
+    # The kernel refuses pages_to_scan once its advisor is on again.
+    assert "pages_to_scan" not in script.saved.read_text()
+    assert script("undo").returncode == 0
+    before = settings_in(script.folder)
+    assert (before["smart_scan"], before["advisor_mode"]) == ("0", "scan-time")
+    old = make(tmp_path / "old", change=lambda scenario: replace(
+        scenario, hosts=(replace(scenario.hosts[0], kernel="6.1"),)))
+    assert "\nsmart_scan 0 optional\n" in export_settings(old, "ksmd", "sysfs")
+
+
+def test_an_advised_policy_starts_the_advisor_last_and_from_its_own_files(tmp_path: Path) -> None:
+    advised = PolicySpec("advised", (), (), Ksmd(
+        advisor_mode="scan-time", advisor_min_pages_to_scan=800, smart_scan=False))
+    result = make(tmp_path / "trace", change=lambda scenario: replace(
+        scenario, policies=(NEVER, advised)))
+    text = export_settings(result, "advised", "sysfs")
+    settings = text.partition("settings='")[2].partition("'")[0].splitlines()
+    assert settings[-2:] == ["advisor_mode scan-time optional", "run 1 needed"]
+    assert "advisor_min_pages_to_scan 800 optional" in settings
+    assert "smart_scan 0 optional" in settings
+    assert not any(line.startswith("pages_to_scan") for line in settings)
+    for kind in ("ksmtuned", "kubevirt", "libvirt"):
+        with pytest.raises(UsageError, match="advisor"):
+            export_settings(result, "advised", kind)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_no_value_is_none(result: Result, kind: str) -> None:
+    assert "None" not in export_settings(result, policy_for(kind), kind)
+
+
 def test_an_older_kernel_without_advisor_is_served(result: Result, tmp_path: Path) -> None:
     script = Script(tmp_path, export_settings(result, "ksmd", "sysfs"))
     (script.folder / "advisor_mode").unlink()

@@ -65,6 +65,11 @@ def test_a_written_policy_runs_and_saves_what_was_promised(tmp_path: Path) -> No
     path = tmp_path / "policy.yaml"
     assert main(["suggest", QUICKSTART, "--policy-file", str(path)]) == 0
     lines = YAML(typ="safe").load(path)
+    # Whoever joins or stays alone by request: what is sensitive stays so, and nothing else is.
+    bold = tmp_path / "bold.yaml"
+    assert main(["suggest", QUICKSTART, "--join-sensitive", "--alone", "acme",
+                 "--policy-file", str(bold)]) == 0
+    assert YAML(typ="safe").load(bold)["domains"]["sensitive"] == ["cobalt"]
     original = Path(QUICKSTART).read_text()
     whole = YAML(typ="safe").load(original)
     whole["workloads"][0]["trace"] = str(Path("traces/qemu-guests").resolve())

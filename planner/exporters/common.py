@@ -18,7 +18,8 @@ from planner.results import policy_row, scenario_of
 from planner.scenario.spec import GuestSpec, HostSpec, Ksmd, Never, PolicySpec, Scenario, Sync
 from planner.units import format_duration, format_share, format_size
 
-__all__ = ["Current", "Export", "current_settings", "is_guest_label", "knobs", "prepare"]
+__all__ = ["Current", "Export", "current_settings", "is_advised", "is_guest_label", "knobs",
+           "prepare"]
 
 KSM_FOLDER = Path("/sys/kernel/mm/ksm")
 #: Changed only while nothing is merged; written first.
@@ -51,12 +52,12 @@ def _chosen(text: str) -> str:
 
 def knobs(ksmd: Ksmd) -> dict[str, str]:
     """File name and text of every knob of the scanner that is not left to the kernel."""
-    return {name: str(int(value)) if isinstance(value, bool) else str(value)
+    return {name: str(int(value) if isinstance(value, bool) else value)
             for name, value in ksmd.given().items()}
 
 
-def has_advisor(ksmd: Ksmd) -> bool:
-    """Whether the kernel's advisor sets the pace."""
+def is_advised(ksmd: Ksmd) -> bool:
+    """Whether the kernel's advisor sets the pace; no kernel's default is that it does."""
     return ksmd.advisor_mode not in (None, "none")
 
 
@@ -111,6 +112,11 @@ class Export:
     def run_value(self) -> str:
         """What goes into /sys/kernel/mm/ksm/run."""
         return "0" if isinstance(self.policy.merge, Never) else "1"
+
+    def hosts(self) -> tuple[HostSpec, ...]:
+        """The hosts to export for: `--host`, else all."""
+        return tuple(host for host in self.scenario.hosts
+                     if self.host_name in (None, host.name))
 
     def host(self) -> HostSpec:
         """The host to export for: `--host`, else any where all have the same memory."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.exporters.common import Export, has_advisor
+from planner.exporters.common import Export, is_advised
 
 __all__ = ["assignments", "render"]
 
@@ -20,7 +20,7 @@ def assignments(export: Export) -> list[str]:
     if ksmd.sleep_millisecs < _MIN_SLEEP_MS:
         export.refuse(f"it sleeps {ksmd.sleep_millisecs} ms, and ksmtuned never less than 10 ms",
                       "use --as tmpfiles and disable ksmtuned")
-    if has_advisor(ksmd):
+    if is_advised(ksmd):
         export.refuse("it leaves the pace to the kernel's advisor, with which ksmtuned would "
                       "collide", "use --as tmpfiles and disable ksmtuned")
     total_kb = export.host().memory_bytes // 1024

@@ -6,7 +6,7 @@ import json
 import shlex
 
 from planner.escape import file_name
-from planner.exporters.common import Export, has_advisor
+from planner.exporters.common import Export, is_advised
 
 __all__ = ["render"]
 
@@ -19,7 +19,7 @@ def render(export: Export) -> str:
     """A script of kubectl commands with `apply`, `show` and `undo`."""
     ksmd = export.ksmd_without_exclusions()
     host = export.host()
-    if has_advisor(ksmd):
+    if is_advised(ksmd):
         export.refuse("it leaves the pace to the kernel's advisor, and virt-handler sets the pace "
                       "itself", "use --as tmpfiles on the nodes, and leave KubeVirt's KSM off")
     if 0 < ksmd.sleep_millisecs < _MIN_SLEEP_MS or (

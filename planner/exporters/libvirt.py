@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from planner.escape import printable
-from planner.exporters.common import Export, knobs
+from planner.exporters.common import Export, is_advised, knobs
 
 __all__ = ["XML", "render"]
 
@@ -17,8 +17,9 @@ _TUNED = {"pages_to_scan": "--shm-pages-to-scan", "sleep_millisecs": "--shm-slee
 
 def render(export: Export) -> str:
     """A script with `apply`, `show` and `undo`, to be run on the host."""
-    wanted = knobs(export.ksmd())
-    if wanted.get("advisor_mode", "none") != "none":
+    ksmd = export.ksmd()
+    wanted = knobs(ksmd)
+    if is_advised(ksmd):
         export.refuse("it leaves the pace to the kernel's advisor, which virsh cannot set",
                       "use --as tmpfiles")
     kept_out = [guest for guest, _, may_merge in export.guests() if not may_merge]

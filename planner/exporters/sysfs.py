@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from planner.exporters.common import NEEDS_UNMERGED, Export, knobs
+from planner.exporters.common import NEEDS_UNMERGED, Export, is_advised, knobs
 
 __all__ = ["render", "settings_of"]
+
+_ON_EVERY_KERNEL = (*NEEDS_UNMERGED, "pages_to_scan", "sleep_millisecs")
 
 
 def settings_of(export: Export) -> list[tuple[str, str, bool]]:
@@ -15,18 +17,18 @@ def settings_of(export: Export) -> list[tuple[str, str, bool]]:
     ksmd = export.ksmd_without_exclusions()
     if export.run_value == "0":
         return [("run", "2", False), ("run", "0", False)]
-    wanted = knobs(ksmd)
-    ordered = [name for name in NEEDS_UNMERGED if name in wanted]
-    settings = [(name, wanted[name], False) for name in ordered]
-    if "advisor_mode" not in wanted:
-        # With an advisor the kernel refuses pages_to_scan.
-        settings.append(("advisor_mode", "none", True))
-    is_advised = wanted.get("advisor_mode", "none") != "none"
-    rest = sorted((name for name in wanted if name not in ordered),
-                  key=lambda name: (name != "advisor_mode", name))
-    settings += [(name, wanted[name], name not in ("pages_to_scan", "sleep_millisecs"))
-                 for name in rest if not (is_advised and name == "pages_to_scan")]
-    return [*settings, ("run", "1", False)]
+    # What the run took for the kernel's default, somebody may have changed on the host.
+    is_old = all(host.kernel == "6.1" for host in export.hosts())
+    wanted = {"advisor_mode": "none", "smart_scan": "0" if is_old else "1", **knobs(ksmd)}
+    first = [name for name in NEEDS_UNMERGED if name in wanted]
+    middle = sorted(set(wanted) - {*first, "advisor_mode"})
+    if is_advised(ksmd):
+        # The advisor starts from what its files hold, and the kernel refuses pages_to_scan then.
+        ordered = [*first, *(name for name in middle if name != "pages_to_scan"), "advisor_mode"]
+    else:
+        ordered = [*first, "advisor_mode", *middle]
+    return [*((name, wanted[name], name not in _ON_EVERY_KERNEL) for name in ordered),
+            ("run", "1", False)]
 
 
 def render(export: Export) -> str:
@@ -104,6 +106,9 @@ apply() {
   if [ -n "$(must_unmerge "$settings")" ]; then unmerge; fi
   if [ ! -e "$saved" ]; then
     printf '%s\\n' "$settings" | while read -r name _; do
+      # The advisor's own, and refused while it is on.
+      if [ "$name" = pages_to_scan ] && [ -e "$ksm/advisor_mode" ] &&
+          [ "$(read_setting advisor_mode)" != none ]; then continue; fi
       if [ -e "$ksm/$name" ]; then echo "$name $(read_setting "$name") needed"; fi
     done | awk '!seen[$1]++' > "$saved.partial"
     mv "$saved.partial" "$saved"

@@ -75,19 +75,21 @@ class CostModel:
     cold_pages: int
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "name":
-                continue
+        for name, value in self.costs_ns().items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise UsageError(
                     f"expected nanoseconds as an integer of at least 0, got {value!r}",
-                    where=f"cost model {self.name}: {field.name}",
+                    where=f"cost model {self.name}: {name}",
                 )
         if self.batch_ns < 1:
             raise UsageError(
                 "a batch costs at least 1 ns", where=f"cost model {self.name}: batch_ns"
             )
+
+    def costs_ns(self) -> dict[str, int]:
+        """The figures by the names of their fields, in order."""
+        return {field.name: getattr(self, field.name) for field in fields(self)
+                if field.name != "name"}
 
     def as_array(self) -> NDArray[np.int64]:
         """The figures in the order the kernels read them: int64, shape (COST_FIELDS,)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from planner.errors import DataError, UsageError
 from planner.ksm.cost import CostModel
 
-__all__ = ["FORMAT_VERSION", "KIND", "read_timings"]
+__all__ = ["FORMAT_VERSION", "KIND", "cost_model", "read_timings"]
 
 FORMAT_VERSION = 1
 KIND = "planner.calibration"
@@ -31,13 +31,19 @@ def read_timings(path: Path, name: str | None = None) -> CostModel:
     if document.get("format_version") != FORMAT_VERSION:
         raise DataError(f"has format_version {document.get('format_version')!r}, this version "
                         f"reads {FORMAT_VERSION}", where=str(path), instead="calibrate again")
-    costs = document.get("costs_ns")
+    return cost_model(name or str(path), document.get("costs_ns"), where=str(path),
+                      instead="calibrate again")
+
+
+def cost_model(name: str, costs: object, *, where: str, instead: str) -> CostModel:
+    """The cost model of figures by name, as `CostModel.costs_ns` gives them; others are ignored.
+
+    Raises DataError, at `where` and with what to do instead, where they are not whole.
+    """
     wanted = [field.name for field in fields(CostModel) if field.name != "name"]
     if not isinstance(costs, dict) or set(wanted) - set(costs):
-        raise DataError("lacks costs that the model needs", where=str(path),
-                        instead="calibrate again")
+        raise DataError("lacks costs that the model needs", where=where, instead=instead)
     try:
-        return CostModel(name=name or str(path), **{each: costs[each] for each in wanted})
+        return CostModel(name=name, **{each: costs[each] for each in wanted})
     except UsageError as error:
-        raise DataError(error.what, where=f"{path}: {error.where}",
-                        instead="calibrate again") from error
+        raise DataError(error.what, where=f"{where}: {error.where}", instead=instead) from error

@@ -9,7 +9,7 @@ __all__ = ["merge_text", "merge_times"]
 
 
 def merge_times(sync: Sync, horizon_ns: int) -> tuple[int, ...]:
-    """Times in ns, ascending and without repeats, at which the policy calls `ksm_merge`.
+    """Times in ns below the horizon, ascending, without repeats, at which `ksm_merge` is called.
 
     Captured guests run since before the capture, so their boot is time 0: `boot` fires once,
     after its delay. `every` fires at each whole multiple of its period, not at 0.
@@ -19,8 +19,8 @@ def merge_times(sync: Sync, horizon_ns: int) -> tuple[int, ...]:
         if trigger.kind == "boot":
             times.add(trigger.after_ns)
         else:
-            times.update(range(trigger.every_ns, horizon_ns + 1, trigger.every_ns))
-    return tuple(sorted(time for time in times if time <= horizon_ns))
+            times.update(range(trigger.every_ns, horizon_ns, trigger.every_ns))
+    return tuple(sorted(time for time in times if time < horizon_ns))
 
 
 def merge_text(merge: Merge) -> str:
