@@ -55,12 +55,28 @@ def check(
 def schema(
     key: Annotated[str | None, typer.Argument(
         help="A key to explain, such as policies.merge.ksmd.", metavar="[KEY]")] = None,
+    form: Annotated[str | None, typer.Option(
+        "--format", help="Of the whole: json (JSON Schema, the default) or md (a page of all "
+                         "keys).")] = None,
 ) -> int:
     """Print the scenario's JSON Schema, or explain one key.
 
     Example: planner schema policies.merge.ksmd
     """
+    from planner.errors import UsageError
+    from planner.scenario.reference import reference_markdown
     from planner.scenario.schema import describe, json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=1) if key is None else describe(key))
+    if form not in (None, "json", "md"):
+        raise UsageError(f"unknown format {form[:80]!r}", where="--format",
+                         instead="write json or md")
+    if key is not None and form is not None:
+        raise UsageError("a key is explained in words only", where="--format",
+                         instead="leave out --format, or the key")
+    if key is not None:
+        typer.echo(describe(key))
+    elif form == "md":
+        typer.echo(reference_markdown(), nl=False)
+    else:
+        typer.echo(json.dumps(json_schema(), indent=1))
     return 0

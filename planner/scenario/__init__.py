@@ -1,8 +1,8 @@
 """Scenarios: the file a person writes, checked and resolved into plain dataclasses.
 
 `spec` holds the resolved form and imports nothing; `schema` the models of both file forms,
-`load` the YAML reading, `resolve` defaults, references and cross-checks. Only those three
-import pydantic and ruamel.yaml, and only when they are used.
+`load` the YAML reading, `resolve` defaults, references and cross-checks, `reference` the page of
+all keys. Only those four import pydantic and ruamel.yaml, and only when they are used.
 """
 
 from __future__ import annotations

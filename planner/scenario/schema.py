@@ -38,8 +38,10 @@ __all__ = [
     "Box",
     "ResolvedDocument",
     "ScenarioDocument",
+    "alternatives_of",
     "describe",
     "json_schema",
+    "type_of",
 ]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -840,7 +842,7 @@ def describe(key_path: str) -> str:
         node = keys[part]
     lines = [".".join(parts) or "scenario", f"  {node.get('description', '')}"]
     if parts:
-        lines.append(f"  type: {_type_of(schema, node)}")
+        lines.append(f"  type: {type_of(schema, node)}")
         is_required = parts[-1] in _required(schema, parts[:-1])
         if "default" in node and not isinstance(node["default"], dict | list):
             lines.append(f"  default: {node['default']}")
@@ -858,21 +860,21 @@ def describe(key_path: str) -> str:
     return "\n".join(lines)
 
 
-def _choices(schema: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
+def alternatives_of(schema: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
     """A node and all it refers to: references, alternatives and list items."""
     found = [node]
     if "$ref" in node:
-        found += _choices(schema, schema["$defs"][node["$ref"].rpartition("/")[2]])
+        found += alternatives_of(schema, schema["$defs"][node["$ref"].rpartition("/")[2]])
     for choice in [*node.get("anyOf", []), *node.get("oneOf", [])]:
-        found += _choices(schema, choice)
+        found += alternatives_of(schema, choice)
     if isinstance(node.get("items"), dict):
-        found += _choices(schema, node["items"])
+        found += alternatives_of(schema, node["items"])
     return found
 
 
 def _properties(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for choice in _choices(schema, node):
+    for choice in alternatives_of(schema, node):
         found |= choice.get("properties", {})
     return found
 
@@ -881,10 +883,11 @@ def _required(schema: dict[str, Any], parts: list[str]) -> set[str]:
     node = schema
     for part in parts:
         node = _properties(schema, node)[part]
-    return {key for choice in _choices(schema, node) for key in choice.get("required", [])}
+    return {key for choice in alternatives_of(schema, node) for key in choice.get("required", [])}
 
 
-def _type_of(schema: dict[str, Any], node: dict[str, Any]) -> str:
+def type_of(schema: dict[str, Any], node: dict[str, Any]) -> str:
+    """The type of a node in words: "duration", "whole number, 1 to 9", "list of: text"."""
     if "x-type" in node:
         return str(node["x-type"])
     if "const" in node:
@@ -892,12 +895,12 @@ def _type_of(schema: dict[str, Any], node: dict[str, Any]) -> str:
     if "enum" in node:
         return " or ".join(map(str, node["enum"]))
     if "$ref" in node:
-        return _type_of(schema, schema["$defs"][node["$ref"].rpartition("/")[2]])
+        return type_of(schema, schema["$defs"][node["$ref"].rpartition("/")[2]])
     if "anyOf" in node or "oneOf" in node:
         choices = node.get("anyOf") or node["oneOf"]
-        return " or ".join(dict.fromkeys(_type_of(schema, choice) for choice in choices))
+        return " or ".join(dict.fromkeys(type_of(schema, choice) for choice in choices))
     if node.get("type") == "array":
-        return f"list of: {_type_of(schema, node['items'])}"
+        return f"list of: {type_of(schema, node['items'])}"
     if node.get("type") == "integer":
         low, high = node.get("minimum"), node.get("maximum")
         return f"whole number{f', {low}' if low is not None else ''}" + (
