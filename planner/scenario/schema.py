@@ -482,8 +482,9 @@ class HostModel(Strict):
     )
     kernel: KernelName = Field(
         default="6.18", title="Kernel",
-        description="The Linux version whose KSM the host runs, in quotes: 6.1 (up to 6.10), "
-        "6.12 or 6.18.",
+        description="The Linux version whose KSM the host runs, in quotes: 6.1 (up to 6.6), 6.12 "
+        "(6.11 to 6.17) or 6.18 (later). 6.7 to 6.10 lie between: 6.12 but for when a page is "
+        "hashed.",
     )
     timings: Text = Field(
         default="builtin:unmeasured", title="Cost timings",
