@@ -168,10 +168,7 @@ def _could_merge(scenario: Scenario, hosts: Sequence[FleetHost], store: TraceSto
 
 def _at_the_end(host: FleetHost) -> FleetHost:
     """The host as if its memory had been from the start what it was in the end."""
-    content, frame = host.site_content.copy(), host.site_frame.copy()
-    # Events are by ascending time: of several on one site the last one assigned stays.
-    content[host.event_site] = host.event_content
-    frame[host.event_site] = host.event_frame
+    content, frame = host.memory_at_the_end()
     none = slice(0, 0)
     return replace(host, site_content=content, site_frame=frame,
                    event_time_ns=host.event_time_ns[none], event_site=host.event_site[none],

@@ -115,10 +115,7 @@ def _matrix(key: str, hosts: Sequence[FleetHost],
 def _held(host: FleetHost, member_of_guest: npt.NDArray[np.int64],
           ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Member and content of every frame at the end that a member holds, once a member."""
-    content, frame = host.site_content.copy(), host.site_frame.copy()
-    # Events are by ascending time: of several on one site the last one assigned stays.
-    content[host.event_site] = host.event_content
-    frame[host.event_site] = host.event_frame
+    content, frame = host.memory_at_the_end()
     site = np.flatnonzero((host.site_eligible != 0) & (content >= 0))
     site = site[host.content_is_zero[content[site]] == 0]
     guest = np.array([mm.guest for mm in host.mms], np.int64)[host.site_mm[site]]
