@@ -34,7 +34,7 @@ class Matrix:
 
     `cells[i][j]` is what letting i and j merge with one another frees beside what each frees
     within itself (one frame a content that both hold), `cells[i][i]` what i frees within itself.
-    `is_apart[i][j]`: no domain of one is in a trust group with a domain of the other.
+    `is_apart[i][j]`: the guests of i and j are of more than one trust group.
     `n_left_out` members hold fewer frames than all that are shown.
     """
 
@@ -108,7 +108,7 @@ def _matrix(key: str, hosts: Sequence[FleetHost],
         key, tuple(names[index] for index in shown),
         tuple(int(held[index]) * _PAGE_BYTES for index in shown),
         tuple(tuple(row) for row in cells.tolist()),
-        tuple(tuple(not groups[i] & groups[j] for j in shown) for i in shown),
+        tuple(tuple(len(groups[i] | groups[j]) > 1 for j in shown) for i in shown),
         len(names) - len(shown))
 
 
