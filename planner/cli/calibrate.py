@@ -23,6 +23,7 @@ def calibrate(
         min=1, max=20)] = 3,
     force: Annotated[bool, typer.Option(
         "--force", help="Drive KSM though others use it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Measure what ksmd's work costs on this host, for scenarios to name as their timings.
 
@@ -32,6 +33,7 @@ def calibrate(
 
     Example: sudo planner calibrate --pages-to-scan 100 --pages-to-scan 1000 -o calibration/a.json
     """
+    import json
     import platform
 
     from planner.cli.progress import ProgressLine
@@ -51,6 +53,10 @@ def calibrate(
     finally:
         line.done()
     write_json(path, found.document)
+    if as_json:
+        typer.echo(json.dumps(found.document, indent=1))
+        typer.echo(f"Written: {path}", err=True)
+        return 0
     intervals = found.document["intervals_ns"]
     missing = found.document["not_measured"]
     typer.echo(f"{'COST':18} {'NS':>8}  90 % INTERVAL")
