@@ -118,7 +118,8 @@ def explain(result: Result, policy: str, *, traces: Iterable[Path] = (),
     missed = frames.twins - saved
     written = 0
     if not isinstance(spec.merge, Never) and missed:
-        written = _saved_without_writes(scenario, spec, hosts, _costs_of(result), progress) - saved
+        costs = _costs_of(result, {host.timings for host in scenario.hosts})
+        written = _saved_without_writes(scenario, spec, hosts, costs, progress) - saved
     return Waterfall(policy, str(result.run["digest"]),
                      _steps(scenario, spec, frames, row, written, missed - written), _memos(row))
 
@@ -145,15 +146,14 @@ def scenario_of_traces(result: Result, traces: Iterable[Path], store: TraceStore
     return replace(scenario, workloads=tuple(workloads))
 
 
-def _costs_of(result: Result) -> dict[str, CostModel]:
+def _costs_of(result: Result, names: Iterable[str]) -> dict[str, CostModel]:
     """The costs that the run went by: its calibrations may say something else by now."""
     recorded = result.run.get("costs_ns")
     again = "run the scenario again with --again"
-    if not isinstance(recorded, dict) or not set(result.run["timings"]) <= set(recorded):
-        raise DataError("does not hold the costs that the run went by", where="run.json",
-                        instead=again)
-    return {name: cost_model(name, costs, where="run.json", instead=again)
-            for name, costs in recorded.items()}
+    if not isinstance(recorded, dict):
+        recorded = {}
+    return {name: cost_model(name, recorded.get(name), where="run.json", instead=again)
+            for name in names}
 
 
 def _could_merge(scenario: Scenario, hosts: Sequence[FleetHost], store: TraceStore,
@@ -168,10 +168,7 @@ def _could_merge(scenario: Scenario, hosts: Sequence[FleetHost], store: TraceSto
 
 def _at_the_end(host: FleetHost) -> FleetHost:
     """The host as if its memory had been from the start what it was in the end."""
-    content, frame = host.site_content.copy(), host.site_frame.copy()
-    # Events are by ascending time: of several on one site the last one assigned stays.
-    content[host.event_site] = host.event_content
-    frame[host.event_site] = host.event_frame
+    content, frame = host.memory_at_the_end()
     none = slice(0, 0)
     return replace(host, site_content=content, site_frame=frame,
                    event_time_ns=host.event_time_ns[none], event_site=host.event_site[none],

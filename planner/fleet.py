@@ -11,7 +11,7 @@ Plain objects and numpy arrays; no simulation here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -34,6 +34,10 @@ __all__ = ["FleetGuest", "FleetHost", "FleetMm", "SiteClass", "build_host", "ran
 #: Pages that hold no anonymous frame: they are no sites.
 _NOT_FOLLOWED = np.uint32(PageFlag.ZERO_PAGE | PageFlag.FILE | PageFlag.SHMEM | PageFlag.HUGETLB
                           | PageFlag.GONE)
+
+
+#: `site_content` and `site_frame` at some time.
+Memory = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,24 @@ class FleetHost:
     event_frame: npt.NDArray[np.int32]
     n_frames: int
     n_premerged_frames: int
+
+    def memory_at(self, times_ns: Sequence[int]) -> list[Memory]:
+        """Content and frame of every site at each of the times, which ascend."""
+        content, frame = self.site_content.copy(), self.site_frame.copy()
+        ends = np.searchsorted(self.event_time_ns, np.asarray(times_ns, np.int64), side="right")
+        found, start = [], 0
+        for end in ends.tolist():
+            site = self.event_site[start:end]
+            # Of several events of one site the last assignment stays.
+            content[site] = self.event_content[start:end]
+            frame[site] = self.event_frame[start:end]
+            found.append((content.copy(), frame.copy()))
+            start = end
+        return found
+
+    def memory_at_the_end(self) -> Memory:
+        """Content and frame of every site after all events."""
+        return self.memory_at([np.iinfo(np.int64).max])[0]
 
 
 def random_stream(seed: int, *identity: str | int) -> np.random.Generator:

@@ -34,7 +34,7 @@ class Matrix:
 
     `cells[i][j]` is what letting i and j merge with one another frees beside what each frees
     within itself (one frame a content that both hold), `cells[i][i]` what i frees within itself.
-    `is_apart[i][j]`: no domain of one is in a trust group with a domain of the other.
+    `is_apart[i][j]`: the guests of i and j are of more than one trust group.
     `n_left_out` members hold fewer frames than all that are shown.
     """
 
@@ -108,17 +108,14 @@ def _matrix(key: str, hosts: Sequence[FleetHost],
         key, tuple(names[index] for index in shown),
         tuple(int(held[index]) * _PAGE_BYTES for index in shown),
         tuple(tuple(row) for row in cells.tolist()),
-        tuple(tuple(not groups[i] & groups[j] for j in shown) for i in shown),
+        tuple(tuple(len(groups[i] | groups[j]) > 1 for j in shown) for i in shown),
         len(names) - len(shown))
 
 
 def _held(host: FleetHost, member_of_guest: npt.NDArray[np.int64],
           ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Member and content of every frame at the end that a member holds, once a member."""
-    content, frame = host.site_content.copy(), host.site_frame.copy()
-    # Events are by ascending time: of several on one site the last one assigned stays.
-    content[host.event_site] = host.event_content
-    frame[host.event_site] = host.event_frame
+    content, frame = host.memory_at_the_end()
     site = np.flatnonzero((host.site_eligible != 0) & (content >= 0))
     site = site[host.content_is_zero[content[site]] == 0]
     guest = np.array([mm.guest for mm in host.mms], np.int64)[host.site_mm[site]]

@@ -136,6 +136,8 @@ def test_a_calibration_prices_the_run_and_is_part_of_its_digest(
     # What the file says now, or that it is gone, changes no explanation.
     assert main(["explain", str(cheap), "--policy", "ksmd"]) == 0
     capsys.readouterr()
+    record = json.loads((cheap / "run.json").read_text())
+    assert record["costs_ns"] == {str(folder / "host.json"): {**costs, "first_sight_ns": 1_000}}
     (folder / "host.json").write_text("{}")
     assert main(["run", "small.yaml", "--set", "hosts.host.timings=host.json"]) == 3
     assert "is no calibration" in capsys.readouterr().err

@@ -186,3 +186,11 @@ def test_the_shipped_guests_lose_to_the_tenant_boundary_what_the_trace_says(
     # Pages that come and go within the capture keep the frame they had: within 1 %.
     assert -found["other_domain"] == pytest.approx(counts.n_duplicates_lost, rel=0.01)
     assert found["could_merge"] == pytest.approx(counts.n_duplicates_kept, rel=0.01)
+
+
+@pytest.mark.parametrize("costs", [None, "x", {}, {"builtin:unmeasured": {"unique_ns": 1}}])
+def test_a_result_without_its_costs_is_refused(result: Result, costs: object) -> None:
+    assert explain(result, "one").policy == "one"
+    altered = replace(result, run={**result.run, "costs_ns": costs, "timings": [{"a": 1}]})
+    with pytest.raises(DataError, match="lacks costs"):
+        explain(altered, "one")

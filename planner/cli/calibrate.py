@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +23,7 @@ def calibrate(
         min=1, max=20)] = 3,
     force: Annotated[bool, typer.Option(
         "--force", help="Drive KSM though others use it.")] = False,
-    as_json: Annotated[bool, typer.Option(
-        "--json", help="Print what was written as one JSON document.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Measure what ksmd's work costs on this host, for scenarios to name as their timings.
 
@@ -35,6 +33,7 @@ def calibrate(
 
     Example: sudo planner calibrate --pages-to-scan 100 --pages-to-scan 1000 -o calibration/a.json
     """
+    import json
     import platform
 
     from planner.cli.progress import ProgressLine
@@ -56,6 +55,7 @@ def calibrate(
     write_json(path, found.document)
     if as_json:
         typer.echo(json.dumps(found.document, indent=1))
+        typer.echo(f"Written: {path}", err=True)
         return 0
     intervals = found.document["intervals_ns"]
     missing = found.document["not_measured"]

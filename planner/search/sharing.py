@@ -71,7 +71,7 @@ def fleet_sharing(hosts: Sequence[FleetHost], key: str, times_ns: Sequence[int])
         member = of_class[host.site_class]
         for item, index in zip(host.classes, of_class, strict=True):
             domains_of[index, domain_ids[host.guests[item.guest].domain]] = True
-        for moment, (content, frame) in enumerate(_states(host, times_ns)):
+        for moment, (content, frame) in enumerate(host.memory_at(times_ns)):
             use = (host.site_eligible != 0) & (content >= 0)
             use[use] = host.content_is_zero[content[use]] == 0
             pairs = np.unique(member[use] * (1 + int(host.n_frames)) + frame[use])
@@ -103,22 +103,6 @@ def saved_frames(sharing: Sharing, groups: Sequence[Sequence[int]]) -> npt.NDArr
         # A content that h members of the group hold was counted h times in `distinct`.
         saved = saved + sharing.weight @ np.maximum(n_holders - 1, 0)
     return saved
-
-
-def _states(host: FleetHost, times_ns: Sequence[int]
-            ) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-    """Content and frame of every site at each time; times ascend."""
-    content, frame = host.site_content.copy(), host.site_frame.copy()
-    ends = np.searchsorted(host.event_time_ns, np.asarray(times_ns), side="right")
-    states, start = [], 0
-    for end in ends:
-        site = host.event_site[start:end]
-        # Of several events of one site the last assignment stays.
-        content[site] = host.event_content[start:end]
-        frame[site] = host.event_frame[start:end]
-        states.append((content.copy(), frame.copy()))
-        start = int(end)
-    return states
 
 
 def _holder_sets(content: npt.NDArray[np.int64], member: npt.NDArray[np.int64], n_contents: int,
