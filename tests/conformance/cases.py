@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.conformance.casebook import Case, Write
 from tests.conformance.script import slot
+from tests.conformance.undone_pairs import UNDONE_PAIRS
 from tests.oracles.kernel_ksm.surprises import SURPRISES
 
 V = slot(0)
@@ -609,6 +610,7 @@ _WRITERS: tuple[Write, ...] = (
     a_huge_page_merges_with_small_pages,
     a_small_page_given_first_is_replaced_by_one_of_a_huge_page,
     two_equal_huge_pages_become_one,
+    *UNDONE_PAIRS,
 )
 
 _LIMITS = ((1, 256), (2, 256), (255, 256), (256, 256), (257, 256), (258, 256), (512, 256),

@@ -58,6 +58,12 @@ SURPRISES: dict[str, Surprise] = {
         (*_region(1, 512, "huge", [0, *range(1, 512)]), *_region(2, 1, "small", [0]), SCAN, SCAN),
         _since_6_12({"cow_ksm": 0, "pages_shared": 1, "zero_ptes": 0},
                     {"cow_ksm": 1, "pages_shared": 0, "zero_ptes": 1})),
+    # That page stays a KSM page where a fork had it too, and no kernel merges a KSM page.
+    "a_page_whose_partner_vanished_never_merges": Surprise(
+        (("spawn", 1), ("map", 1, V, 512, "huge"), ("write", 1, V, [0]), ("advise", 1, V + 511, 1),
+         *_region(2, 1, "small", [0]), SCAN, ("fork", 2, 3), *[SCAN] * 30),
+        _since_6_12({"pages_shared": 1, "pages_sharing": 2},
+                    {"pages_shared": 0, "pages_sharing": 0, "cow_ksm": 1, "frames": 2})),
     # Two equal pages of one huge page split it, and merge a scan later.
     "twins_in_a_huge_page_wait_a_scan": Surprise(
         (*_region(1, 512, "huge", [1, 1, *range(2, 512)]), SCAN, SCAN),
