@@ -66,7 +66,8 @@ class _HostRun:
         # Calls are a proposal: how its trees would be searched, nobody has decided.
         trees: Trees = "auto" if isinstance(policy.merge, Ksmd) else "tables"
         self._spaces = _merge_spaces(host, self._map, self._partition_of_site, sensitive, cost,
-                                     trees)
+                                     trees, is_by_node=isinstance(policy.merge, Ksmd)
+                                     and policy.merge.merge_across_nodes is False)
         self._env = simpy.Environment(initial_time=0)
         self._sampled_at_ns = -1
 
@@ -96,7 +97,10 @@ class _HostRun:
             self._env.process(self._merge_at(merge_times(merge, horizon_ns)))
 
     def _knobs(self, merge: Ksmd) -> Knobs:
-        return Knobs.of_kernel(self._host.spec.kernel, **merge.given())
+        # The contents of the spaces are apart by node already.
+        given = {name: value for name, value in merge.given().items()
+                 if name != "merge_across_nodes"}
+        return Knobs.of_kernel(self._host.spec.kernel, **given)
 
     def _selective(self, knobs: Knobs) -> SelectiveKsm:
         pids = {mm.pid: index for index, mm in enumerate(self._host.mms)}
@@ -206,9 +210,19 @@ def _sample_columns(counters: Counters) -> dict[str, int]:
 
 def _merge_spaces(host: FleetHost, partitions: PartitionMap,
                   partition_of_site: npt.NDArray[np.int32], sensitive: tuple[str, ...],
-                  cost: CostModel, trees: Trees) -> MergeSpaces:
-    """The host's sites and events as the KSM model wants them, contents numbered in partitions."""
-    content, zero = _contents_in_partitions(host, partition_of_site)
+                  cost: CostModel, trees: Trees, *, is_by_node: bool) -> MergeSpaces:
+    """The host's sites and events as the KSM model wants them, contents numbered in partitions.
+
+    With `is_by_node` (merge_across_nodes 0) the same content is another one on each NUMA node:
+    each node has trees of its own.
+    """
+    space_of_site = partition_of_site
+    if is_by_node:
+        n_nodes = int(host.site_node.max(initial=0)) + 1
+        space_of_site = np.where(partition_of_site >= 0,
+                                 partition_of_site * n_nodes + host.site_node,
+                                 -1).astype(np.int32)
+    content, zero = _contents_in_spaces(host, space_of_site)
     domain_ids = {domain: index for index, domain in enumerate(host.domains)}
     domain_of_mm = np.array([domain_ids[host.guests[mm.guest].domain] for mm in host.mms],
                             np.int32)
@@ -223,17 +237,17 @@ def _merge_spaces(host: FleetHost, partitions: PartitionMap,
         kernel=host.spec.kernel, hz=host.spec.hz, cost=cost, trees=trees)
 
 
-def _contents_in_partitions(host: FleetHost, partition_of_site: npt.NDArray[np.int32],
-                            ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Dense ids of (partition, content) for sites, then events, and whether each is zero.
+def _contents_in_spaces(host: FleetHost, space_of_site: npt.NDArray[np.int32],
+                        ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Dense ids of (space, content) for sites, then events, and whether each is zero.
 
     Ids count in the order of first appearance, which is scan order for the sites.
     """
     content = np.concatenate([host.site_content, host.event_content]).astype(np.int64)
-    partition = np.concatenate([partition_of_site, partition_of_site[host.event_site]])
+    space = np.concatenate([space_of_site, space_of_site[host.event_site]])
     present = content >= 0
     n_contents = len(host.content_is_zero)
-    pair = (partition[present].astype(np.int64) + 1) * n_contents + content[present]
+    pair = (space[present].astype(np.int64) + 1) * n_contents + content[present]
     pairs, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     rank = np.empty(len(pairs), np.int32)

@@ -74,7 +74,8 @@ class FleetHost:
 
     Sites: `site_mm` i32, `site_vpn` i64, `site_class` i32 (index into `classes`),
     `site_eligible` u8, `site_content` i32 (dense content id, -1 absent), `site_frame` i32,
-    `site_huge` u8 (part of a huge page when first seen).
+    `site_huge` u8 (part of a huge page when first seen), `site_node` i8 (the NUMA node of its
+    frame then; 0 where it is not known).
     Contents: `content_is_zero` u8. Events, by ascending time: `event_time_ns` i64, `event_site`
     i32, `event_content` i32 (-1: the page is gone), `event_frame` i32 (the site's frame from
     then on). Equal frame ids are one frame: what fork already shares.
@@ -96,6 +97,7 @@ class FleetHost:
     site_content: npt.NDArray[np.int32]
     site_frame: npt.NDArray[np.int32]
     site_huge: npt.NDArray[np.uint8]
+    site_node: npt.NDArray[np.int8]
     content_is_zero: npt.NDArray[np.uint8]
     event_time_ns: npt.NDArray[np.int64]
     event_site: npt.NDArray[np.int32]
@@ -219,6 +221,7 @@ class _HostArrays:
             site_mm=sites["mm"], site_vpn=sites["vpn"], site_class=sites["class"],
             site_eligible=sites["eligible"], site_content=content[:n_sites],
             site_frame=sites["frame"], site_huge=sites["huge"],
+            site_node=sites["node"],
             content_is_zero=zero.astype(np.uint8),
             event_time_ns=events["time_ns"], event_site=events["site"],
             event_content=content[n_sites:], event_frame=events["frame"],
@@ -295,12 +298,14 @@ class _Replay:
         class_of = np.full(len(vpn), -1, np.int32)
         eligible = np.zeros(len(vpn), np.uint8)
         huge = np.zeros(len(vpn), np.uint8)
+        node = np.zeros(len(vpn), np.int8)
         for offset, rows in enumerate(stored):
             index = _RegionIndex(trace.mm_regions(first + offset, mm_id))
             followed = _followed(rows)
             at = np.searchsorted(vpn, rows.vpn[followed])
             is_new = class_of[at] < 0  # a page keeps the region it was first seen in
             huge[at[is_new]] = (rows.flags[followed][is_new] & np.uint32(PageFlag.THP)) != 0
+            node[at[is_new]] = np.maximum(rows.numa_node[followed][is_new], 0)
             at = at[is_new]
             region = index.of(vpn[at])
             class_of[at] = np.array([host.class_id(guest, r.labels) for r in index.regions]
@@ -314,7 +319,7 @@ class _Replay:
         self._mms.append(_MmSites(name, first, end, stored, base, vpn))
         for column, values in (("mm", np.full(len(vpn), len(host.mms) - 1, np.int32)),
                                ("vpn", vpn), ("class", class_of), ("eligible", eligible),
-                               ("huge", huge)):
+                               ("huge", huge), ("node", node)):
             host.sites.setdefault(column, []).append(values)
         return len(vpn)
 

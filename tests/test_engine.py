@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from planner.metrics import Result
@@ -49,6 +51,19 @@ def test_never_saves_nothing_and_costs_nothing(still: Path) -> None:
     assert [off[name] for name in ("saved_bytes", "saved_zero_bytes", "metadata_bytes",
                                    "pages_sharing", "merge_cpu_ns", "unmerge_bytes")] == [0] * 6
     assert off["time_to_90_ns"] is None
+
+
+def test_nodes_share_nothing_when_told_so(tmp_path: Path) -> None:
+    def on_node(node: int, own: int) -> list[PageColumns]:
+        pages = pages_of([*range(1, 101), *range(own, own + 50)])
+        return [dataclasses.replace(pages, numa_node=np.full(150, node, np.int8))] * 2
+
+    trace = build_trace(tmp_path / "nodes", guests(on_node(0, 1000), on_node(0, 2000),
+                                                   on_node(1, 3000), on_node(1, 4000)))
+    result = run_on(trace, PolicySpec("across", (), (), FAST), PolicySpec(
+        "within", (), (), dataclasses.replace(FAST, merge_across_nodes=False)))
+    assert [row(result, "across")[name] for name in ("pages_shared", "pages_sharing")] == [100, 300]
+    assert [row(result, "within")[name] for name in ("pages_shared", "pages_sharing")] == [200, 200]
 
 
 def test_one_merge_space_finds_every_duplicate(still: Path) -> None:

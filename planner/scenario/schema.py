@@ -292,8 +292,6 @@ class Box(Strict):
 class KsmdModel(Strict):
     """The kernel's own scanner; knobs have the names, defaults and ranges of sysfs."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"merge_across_nodes"})
-
     pages_to_scan: Annotated[int, BeforeValidator(_knob)] = Field(
         default=100, ge=1, le=2**32 - 1, title="Pages to scan",
         description="Pages ksmd visits between two sleeps.",
@@ -354,6 +352,13 @@ class KsmdModel(Strict):
         default=None, ge=1, le=2**32 - 1, title="Most pages by the advisor",
         description="Upper limit of pages_to_scan; the kernel's default is 30000.",
         json_schema_extra={"x-kernel-file": _SYSFS + "advisor_max_pages_to_scan"},
+    )
+    merge_across_nodes: Annotated[bool, BeforeValidator(_flag)] | None = Field(
+        default=None, title="Merge across NUMA nodes",
+        description="Off: pages merge with pages of their own node only. Needs a trace that tells "
+        "the nodes of pages; a page stays on the node it was first seen on. On unless said "
+        "otherwise.",
+        json_schema_extra={"x-kernel-file": _SYSFS + "merge_across_nodes"},
     )
 
 
@@ -726,6 +731,7 @@ class ResolvedKsmd(Strict):
     advisor_target_scan_time: int | None = Field(default=None, ge=1, le=2**32 - 1)
     advisor_min_pages_to_scan: int | None = Field(default=None, ge=1, le=2**32 - 1)
     advisor_max_pages_to_scan: int | None = Field(default=None, ge=1, le=2**32 - 1)
+    merge_across_nodes: bool | None = None
 
 
 class ResolvedBoot(Strict):

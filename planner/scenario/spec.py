@@ -120,6 +120,7 @@ class Ksmd:
     advisor_target_scan_time: int | None = None
     advisor_min_pages_to_scan: int | None = None
     advisor_max_pages_to_scan: int | None = None
+    merge_across_nodes: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """The values that are not left to the kernel, by name."""
