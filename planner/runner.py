@@ -50,8 +50,8 @@ ASSUMPTIONS = (
     "Guests are exactly those captured, over the time of the capture; nothing is extrapolated.",
     "A page that differs between two snapshots is written once, at a random time between them; "
     "writes that left no trace in a snapshot are not seen, so COW breaks are a lower bound.",
-    "ksmd is the kernel's, visit for visit, of the version that the host runs, but for NUMA trees "
-    "(docs/ksm-model.md); writes during a batch come after it.",
+    "ksmd is the kernel's, visit for visit, of the version that the host runs "
+    "(docs/ksm-model.md); writes during a batch come after it; pages stay on their NUMA node.",
     "Huge pages are split by the first attempt to merge a part of them; on kernels from 6.12 on "
     "the split itself frees zero-filled parts, which saved_zero counts. No new ones are made.",
     "Counters such as pages_sharing describe pages as of their last visit, as the kernel's do; "
