@@ -484,33 +484,21 @@ def _batch(p: int, start_ns: int, w: World, m: Marks) -> int:
     parts[p, k.P_SLOT] = at
     parts[p, k.P_INDEX] = i
     parts[p, k.P_SCANNED] += processed
-    parts[p, k.P_CPU_NS] += ns
-    if is_end:
-        ksm.end_scan(p, end_ns, parts[p, k.P_CPU_NS], w)
-    parts[p, k.P_NEXT_NS] = ksm.next_wake(end_ns, parts[p, k.P_SLEEP_JIFFIES], w.host[k.H_JIFFY_NS])
-    return end_ns if is_end else -1
+    return ksm.end_batch(p, end_ns, ns, is_end, w)
 
 
 @kernel
 def advance(until_ns: int, w: World, m: Marks) -> int:
     """`ksm.advance`: same arguments beside the marks, same log, same world, but see `settle`."""
-    parts = w.parts
     n_log = 0
     while n_log < len(w.log):
-        p = -1
-        start_ns = until_ns
-        for q in range(1, len(parts)):
-            if parts[q, k.P_IS_RUNNING] != 0 and parts[q, k.P_NEXT_NS] < start_ns:
-                p = q
-                start_ns = parts[q, k.P_NEXT_NS]
+        p, start_ns = ksm.next_batch(until_ns, w)
         if _apply_events(start_ns, w, m):
             continue
         if p < 0:
             break
         end_ns = _batch(p, start_ns, w, m)
         if end_ns >= 0:
-            w.log[n_log, 0] = end_ns
-            w.log[n_log, 1] = p
-            w.log[n_log, 2] = parts[p, k.P_FULL_SCANS]
+            ksm.log_scan(n_log, p, end_ns, w)
             n_log += 1
     return n_log

@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 __all__ = ["IS_CACHED", "helper", "kernel", "njit", "prange"]
 
@@ -109,7 +109,7 @@ def helper(function: _Function) -> _Function:
         return of_exact_types(tuple(_widest(arg) for arg in args), kws)
 
     compiled.get_call_template = of_widest_types
-    return compiled  # type: ignore[no-any-return]
+    return cast(_Function, compiled)
 
 
 def _widest(kind: Any) -> Any:

@@ -340,6 +340,17 @@ def end_scan(p: int, end_ns: int, cpu_ns: int, w: World) -> None:
 
 
 @helper
+def end_batch(p: int, end_ns: int, ns: int, is_end: bool, w: World) -> int:
+    """Book the `ns` of a batch and when ksmd wakes next; its end if a full scan ended, else -1."""
+    parts = w.parts
+    parts[p, k.P_CPU_NS] += ns
+    if is_end:
+        end_scan(p, end_ns, parts[p, k.P_CPU_NS], w)
+    parts[p, k.P_NEXT_NS] = next_wake(end_ns, parts[p, k.P_SLEEP_JIFFIES], w.host[k.H_JIFFY_NS])
+    return end_ns if is_end else -1
+
+
+@helper
 def batch(p: int, start_ns: int, w: World) -> int:
     """`ksm_do_scan`: one batch, whole at its start; its end if it ended a full scan, else -1.
 
@@ -474,11 +485,7 @@ def batch(p: int, start_ns: int, w: World) -> int:
     parts[p, k.P_INDEX] = i
     parts[p, k.P_SCANNED] += processed
     parts[p, k.P_SKIPPED] += n_skipped
-    parts[p, k.P_CPU_NS] += ns
-    if is_end:
-        end_scan(p, end_ns, parts[p, k.P_CPU_NS], w)
-    parts[p, k.P_NEXT_NS] = next_wake(end_ns, parts[p, k.P_SLEEP_JIFFIES], w.host[k.H_JIFFY_NS])
-    return end_ns if is_end else -1
+    return end_batch(p, end_ns, ns, is_end, w)
 
 
 @kernel
@@ -491,21 +498,35 @@ def apply_events(until_ns: int, w: World) -> None:
     w.host[k.H_EVENT] = e
 
 
+@helper
+def next_batch(until_ns: int, w: World) -> tuple[int, int]:
+    """The ksmd that wakes first before `until_ns`, and when; -1 and `until_ns` where none does."""
+    p = -1
+    start_ns = until_ns
+    for q in range(1, len(w.parts)):
+        if w.parts[q, k.P_IS_RUNNING] != 0 and w.parts[q, k.P_NEXT_NS] < start_ns:
+            p = q
+            start_ns = w.parts[q, k.P_NEXT_NS]
+    return p, start_ns
+
+
+@helper
+def log_scan(row: int, p: int, end_ns: int, w: World) -> None:
+    """Row `row` of the log: partition p ended a full scan."""
+    w.log[row, 0] = end_ns
+    w.log[row, 1] = p
+    w.log[row, 2] = w.parts[p, k.P_FULL_SCANS]
+
+
 @kernel
 def advance(until_ns: int, w: World) -> int:
     """Events at times <= until_ns and batches that start before it, in order of time.
 
     Fills the log with completed full scans and returns their number; stops early when it is full.
     """
-    parts = w.parts
     n_log = 0
     while n_log < len(w.log):
-        p = -1
-        start_ns = until_ns
-        for q in range(1, len(parts)):
-            if parts[q, k.P_IS_RUNNING] != 0 and parts[q, k.P_NEXT_NS] < start_ns:
-                p = q
-                start_ns = parts[q, k.P_NEXT_NS]
+        p, start_ns = next_batch(until_ns, w)
         e = w.host[k.H_EVENT]
         is_woken = False
         while e < len(w.event_time) and w.event_time[e] <= start_ns and not is_woken:
@@ -519,8 +540,6 @@ def advance(until_ns: int, w: World) -> int:
             break
         end_ns = batch(p, start_ns, w)
         if end_ns >= 0:
-            w.log[n_log, 0] = end_ns
-            w.log[n_log, 1] = p
-            w.log[n_log, 2] = parts[p, k.P_FULL_SCANS]
+            log_scan(n_log, p, end_ns, w)
             n_log += 1
     return n_log

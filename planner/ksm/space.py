@@ -259,14 +259,15 @@ class MergeSpaces:
 
         `knobs` are the kernel's defaults where None. Changing the knobs of a running scanner keeps
         its cursor. `pages_to_scan` 0 scans nothing. Raises `UsageError` for `max_page_sharing` as
-        `set_max_page_sharing` does, and for `merge_across_nodes` 0: a trace does not say on which
-        node a page lies.
+        `set_max_page_sharing` does, and for `merge_across_nodes` 0: nodes are kept apart by
+        numbering the contents of each apart, as planner.engine does.
         """
         row = self._row(partition)
         self._settle()
         knobs = knobs or Knobs.of_kernel(self.kernel)
         if not knobs.merge_across_nodes:
-            raise UsageError("nodes of pages are not known", where="merge_across_nodes")
+            raise UsageError("nodes of pages are not known here", where="merge_across_nodes",
+                             instead="number the contents of each node apart")
         if self.kernel == "6.1" and (knobs.smart_scan or knobs.advisor_mode != "none"):
             raise UsageError("Linux 6.1 has neither smart_scan nor an advisor", where="knobs")
         self.set_max_page_sharing(partition, knobs.max_page_sharing)
