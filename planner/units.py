@@ -101,7 +101,7 @@ def parse_size(text: str | int) -> int:
     return value
 
 
-def parse_duration(text: str) -> int:
+def parse_duration(text: str | int) -> int:
     """Nanoseconds of a duration such as `20ms`, `90s`, `15min` or `1h30min`.
 
     Parts go from the larger unit to the smaller, each unit at most once.

@@ -20,6 +20,20 @@ from planner.trace import open_trace
 
 SECOND = 1_000_000_000
 NEVER = PolicySpec("off", (), (), Never())
+#: A scenario file of a trace in the same folder: never, ksmd, and a partition a domain.
+SMALL_YAML = """\
+planner: 1
+name: small
+hosts:
+  - {name: host, memory: 1GiB}
+workloads:
+  - {name: all, trace: trace}
+policies:
+  - {name: off, merge: never}
+  - {name: ksmd, merge: {ksmd: {pages_to_scan: 1000}}}
+  - {name: domain, partition_by: domain, merge: {sync: {at: [{boot: {after: 1s}}]}}}
+output: {sample_every: 5s}
+"""
 
 
 def scenario_for(trace: Path, policies: Sequence[PolicySpec] = (NEVER,), *,

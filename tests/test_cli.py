@@ -17,21 +17,8 @@ from planner.ksm.cost import BUILTIN_UNMEASURED
 from planner.ksm.timings import FORMAT_VERSION, KIND
 from planner.results import load, save
 from planner.runner import run_digest
+from tests.scenario_builder import SMALL_YAML
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
-
-SCENARIO = """\
-planner: 1
-name: small
-hosts:
-  - {name: host, memory: 1GiB}
-workloads:
-  - {name: all, trace: trace}
-policies:
-  - {name: off, merge: never}
-  - {name: ksmd, merge: {ksmd: {pages_to_scan: 1000}}}
-  - {name: domain, partition_by: domain, merge: {sync: {at: [{boot: {after: 1s}}]}}}
-output: {sample_every: 5s}
-"""
 
 
 @pytest.fixture
@@ -41,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         GuestPlan("a", {"tenant": "red"}, [MmPlan([pages_of([1, 2, 0]), pages_of([1, 5, 0])])]),
         GuestPlan("b", {"tenant": "red"}, [MmPlan([pages_of([1, 3, 0])] * 2)]),
         GuestPlan("c", {"tenant": "blue"}, [MmPlan([pages_of([1, 2, 4])] * 2)])])
-    (tmp_path / "small.yaml").write_text(SCENARIO)
+    (tmp_path / "small.yaml").write_text(SMALL_YAML)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -57,7 +44,7 @@ def test_run_prints_a_table_and_writes_a_report(folder: Path,
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "details.json", "events.parquet", "hosts.parquet", "partitions.parquet", "report.html",
         "run.json", "scenario.resolved.json", "scenario.yaml", "summary.parquet"]
-    assert (path.parent / "scenario.yaml").read_text() == SCENARIO
+    assert (path.parent / "scenario.yaml").read_text() == SMALL_YAML
     result = planner.load(path.parent)
     assert result.summary.column("policy").to_pylist() == ["off", "ksmd", "domain"]
     assert result.run["traces"][0]["digest"] == planner.open_trace("trace").digest
@@ -149,7 +136,7 @@ def test_labels_named_like_settings_still_make_another_scenario(folder: Path) ->
         for name in "ab"])
     digests = set()
     for key, value in (("output", "a"), ("output", "b"), ("trace", "a"), ("trace", "b")):
-        Path("x.yaml").write_text(SCENARIO.replace("trace: trace", "trace: labelled").replace(
+        Path("x.yaml").write_text(SMALL_YAML.replace("trace: trace", "trace: labelled").replace(
             "partition_by: domain", f"partition_by: domain, exclude: {{{key}: {value}}}"))
         digests.add(run_digest(planner.load_scenario("x.yaml")))
     assert len(digests) == 4
@@ -159,7 +146,7 @@ def test_check_refuses_what_run_refuses(folder: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     build_trace(folder / "unadvised", [GuestPlan("a", {}, [
         MmPlan([pages_of([1])] * 2, region_flags=0)])])
-    Path("u.yaml").write_text(SCENARIO.replace("trace: trace", "trace: unadvised"))
+    Path("u.yaml").write_text(SMALL_YAML.replace("trace: trace", "trace: unadvised"))
     assert main(["check", "u.yaml"]) == main(["run", "u.yaml"]) == 3
     assert capsys.readouterr().err.count("is eligible for merging") == 2
 
@@ -189,7 +176,7 @@ def test_a_resolved_scenario_gives_the_same_result(folder: Path,
 
 def test_scenario_faults_are_all_shown_and_end_with_2(folder: Path,
                                                       capsys: pytest.CaptureFixture[str]) -> None:
-    Path("bad.yaml").write_text(SCENARIO.replace("1GiB", "1 Gigs").replace(
+    Path("bad.yaml").write_text(SMALL_YAML.replace("1GiB", "1 Gigs").replace(
         "pages_to_scan", "pages_to_scann"))
     assert main(["run", "bad.yaml"]) == 2
     err = capsys.readouterr().err
@@ -200,7 +187,7 @@ def test_scenario_faults_are_all_shown_and_end_with_2(folder: Path,
 
 def test_more_guests_than_captured_is_a_scenario_error(folder: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    Path("many.yaml").write_text(SCENARIO.replace("trace: trace", "trace: trace, count: 30"))
+    Path("many.yaml").write_text(SMALL_YAML.replace("trace: trace", "trace: trace, count: 30"))
     assert main(["run", "many.yaml"]) == 2
     assert "duplicates" in capsys.readouterr().err
 
@@ -224,7 +211,7 @@ def test_guests_without_an_eligible_page_end_with_3(folder: Path,
                                                     capsys: pytest.CaptureFixture[str]) -> None:
     build_trace(folder / "unadvised", [GuestPlan("a", {}, [
         MmPlan([pages_of([1])] * 2, region_flags=0)])])
-    Path("u.yaml").write_text(SCENARIO.replace("trace: trace", "trace: unadvised"))
+    Path("u.yaml").write_text(SMALL_YAML.replace("trace: trace", "trace: unadvised"))
     assert main(["run", "u.yaml"]) == 3
     assert "mergeable: all" in capsys.readouterr().err
     assert list(folder.glob("results*")) == []
@@ -232,7 +219,7 @@ def test_guests_without_an_eligible_page_end_with_3(folder: Path,
 
 def test_an_empty_trace_ends_with_3(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_trace(folder / "empty", [GuestPlan("a", {}, [MmPlan([pages_of([])] * 2)])])
-    Path("e.yaml").write_text(SCENARIO.replace("trace: trace", "trace: empty"))
+    Path("e.yaml").write_text(SMALL_YAML.replace("trace: trace", "trace: empty"))
     assert main(["run", "e.yaml"]) == 3
     assert "no captured page" in capsys.readouterr().err
     assert main(["trace", "info", "empty"]) == 0

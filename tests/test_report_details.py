@@ -21,24 +21,10 @@ from planner.fleet import FleetHost
 from planner.runner import TraceStore, build_hosts
 from planner.sharing import MAX_MEMBERS, sharing_matrices
 from tests.report_data import make_validation
-from tests.scenario_builder import NEVER, scenario_for
+from tests.scenario_builder import NEVER, SMALL_YAML, scenario_for
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 PAGE = 4096
-SCENARIO = """\
-planner: 1
-name: small
-hosts:
-  - {name: host, memory: 1GiB}
-workloads:
-  - {name: all, trace: trace}
-policies:
-  - {name: off, merge: never}
-  - {name: ksmd, merge: {ksmd: {pages_to_scan: 1000}}}
-  - {name: domain, partition_by: domain, merge: {sync: {at: [{boot: {after: 1s}}]}}}
-output: {sample_every: 5s}
-"""
-
 
 @pytest.fixture
 def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -47,7 +33,7 @@ def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         GuestPlan("a", {"tenant": "red"}, [MmPlan([pages_of([1, 2, 0]), pages_of([1, 5, 0])])]),
         GuestPlan("b", {"tenant": "red"}, [MmPlan([pages_of([1, 3, 0])] * 2)]),
         GuestPlan("c", {"tenant": "blue"}, [MmPlan([pages_of([1, 5, 4])] * 2)])])
-    (tmp_path / "small.yaml").write_text(SCENARIO)
+    (tmp_path / "small.yaml").write_text(SMALL_YAML)
     monkeypatch.chdir(tmp_path)
     assert main(["run", "small.yaml"]) == 0
     return next(Path("results").iterdir())

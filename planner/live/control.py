@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from planner.capture.procfs import ProcRoot
 from planner.errors import MachineError, UsageError
@@ -173,7 +174,7 @@ class _Once:
 
     def __init__(self) -> None:
         self._was_raised = False
-        self._found: dict[int, object] = {}
+        self._found: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._was_raised:
@@ -190,7 +191,7 @@ class _Once:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._found.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
 
 @contextmanager

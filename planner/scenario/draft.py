@@ -113,11 +113,11 @@ def _workloads(sources: Sequence[Source], fleet: FleetFacts | None) -> list[str]
     lines = ["workloads:                        # guests, by the trace they come from"]
     for number, source in enumerate(sources):
         name = "guests" if len(sources) == 1 else f"guests-{number + 1}"
-        places = [None]
+        places: list[str | None] = [None]
         if fleet is not None and len(fleet.hosts) > 1:
             found = {str(listed.get(guest.name, {}).get("host", "")) or fleet.hosts[0].name
                      for guest in source.facts.guests}
-            places = [host.name for host in fleet.hosts if host.name in found]  # type: ignore[misc]
+            places = [host.name for host in fleet.hosts if host.name in found]
         for place in places:
             suffix = "" if place is None or len(places) == 1 else f"-{places.index(place) + 1}"
             lines += [f"  - name: {name}{suffix}",

@@ -86,7 +86,8 @@ def _scalar(value: object, kind: str) -> int | str:
 
 
 def _duration(value: object) -> int:
-    return parse_duration(_scalar(value, "a duration such as 15min"))  # type: ignore[arg-type]
+    # A bare number is refused by parse_duration, which says what unit to write.
+    return parse_duration(_scalar(value, "a duration such as 15min"))
 
 
 def _positive_duration(value: object) -> int:

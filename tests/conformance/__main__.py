@@ -16,7 +16,7 @@ import time
 from collections import Counter
 
 from tests.conformance.compare import MODELLED, MODELS, mismatches, run_on, shortest
-from tests.conformance.driver import CannotServe
+from tests.conformance.driver import CannotServeError
 from tests.conformance.random_scripts import random_scripts
 from tests.conformance.script import Script, n_scans
 
@@ -47,7 +47,7 @@ def main() -> int:
             chunk.append(scripts[done + len(chunk)])
         try:
             outcomes = run_on(options.kernel, chunk, options.wait)
-        except CannotServe as error:
+        except CannotServeError as error:
             print(f"stopped after {done} of {len(scripts)} scripts: {error}", file=sys.stderr)
             break
         done += len(chunk)
@@ -71,6 +71,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except CannotServe as error:
+    except CannotServeError as error:
         print(error, file=sys.stderr)
         sys.exit(3)

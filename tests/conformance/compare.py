@@ -10,7 +10,7 @@ from typing import cast
 
 from planner.ksm.knobs import KernelVersion
 from planner.ksm.machine import Machine as Product
-from tests.conformance.driver import CannotServe, Outcome
+from tests.conformance.driver import CannotServeError, Outcome
 from tests.conformance.live import run_on_host
 from tests.conformance.qemu import SERIES, run_in_machine
 from tests.conformance.script import (
@@ -48,10 +48,10 @@ class Mismatch:
 
 
 def host_series() -> str:
-    """The series of this kernel; CannotServe if no model knows it."""
+    """The series of this kernel; CannotServeError if no model knows it."""
     series = ".".join(os.uname().release.split(".")[:2])
     if series not in MODELLED:
-        raise CannotServe(f"no model of Linux {series}: there are {', '.join(MODELLED)}")
+        raise CannotServeError(f"no model of Linux {series}: there are {', '.join(MODELLED)}")
     return series
 
 
@@ -62,7 +62,8 @@ def run_on(kernel: str, scripts: Sequence[Script], wait_s: float = 300) -> list[
     if kernel == ".".join(os.uname().release.split(".")[:2]):
         return run_on_host(scripts, wait_s=wait_s)
     if kernel not in SERIES:
-        raise CannotServe(f"Linux {kernel} is neither this kernel nor one of {', '.join(SERIES)}")
+        raise CannotServeError(f"Linux {kernel} is neither this kernel nor one of "
+                               f"{', '.join(SERIES)}")
     return run_in_machine(kernel, scripts)
 
 

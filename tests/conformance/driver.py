@@ -25,7 +25,7 @@ class Outcome:
     observations: list[Observation]
 
 
-class CannotServe(Exception):  # noqa: N818
+class CannotServeError(Exception):
     """This machine, as it is, cannot run scripts; the message says why."""
 
 
@@ -48,7 +48,7 @@ def build_driver() -> Path:
                 ["gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-sign-compare", "-Werror",
                  "-static", "-o", part, _SOURCE], capture_output=True, text=True, check=False)
             if done.returncode:
-                raise CannotServe(f"the driver does not compile:\n{done.stderr}")
+                raise CannotServeError(f"the driver does not compile:\n{done.stderr}")
             part.rename(program)
     return program
 
@@ -70,12 +70,12 @@ def _observation(told: dict[str, Any]) -> Observation:
 
 
 def outcomes(told: str, n_scripts: int) -> list[Outcome]:
-    """What the driver told of scripts, in order; CannotServe if it stopped before the end."""
+    """What the driver told of scripts, in order; CannotServeError if it stopped before the end."""
     found = []
     for number, line in enumerate(told.splitlines()):
         one = json.loads(line)
         assert one["script"] == str(number), f"script {number} expected, not {one['script']}"
         found.append(Outcome(one["status"], [_observation(each) for each in one["observations"]]))
     if len(found) != n_scripts:
-        raise CannotServe(f"the driver told of {len(found)} of {n_scripts} scripts")
+        raise CannotServeError(f"the driver told of {len(found)} of {n_scripts} scripts")
     return found

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from tests.conformance.driver import CannotServe, Outcome, build_driver, compiled, outcomes
+from tests.conformance.driver import CannotServeError, Outcome, build_driver, compiled, outcomes
 from tests.conformance.script import Script
 from tests.kernel.conftest import KNOBS, KSM, advised_processes
 
@@ -29,7 +29,7 @@ N_AT_ONCE = 100
 _DISTURBED = 4
 
 
-class Disturbed(CannotServe):
+class DisturbedError(CannotServeError):
     """Memory of others became mergeable while scripts ran."""
 
 
@@ -96,17 +96,17 @@ def _put_back(found: dict[Path, str], run: str) -> None:
 def exclusive_ksm(wait_s: float = 300) -> Iterator[None]:
     """Hold KSM alone, stopped and with nothing merged; every setting is put back afterwards.
 
-    CannotServe when there is no KSM, no root, somebody else's lock for longer than `wait_s`
+    CannotServeError when there is no KSM, no root, somebody else's lock for longer than `wait_s`
     seconds, or memory of others is merged or may be.
     """
     if not os.access(KSM / "run", os.W_OK) or os.geteuid() != 0:
-        raise CannotServe("scripts need root and a kernel with KSM")
+        raise CannotServeError("scripts need root and a kernel with KSM")
     lock = os.open(KSM, os.O_RDONLY | os.O_DIRECTORY)
     try:
         end = time.monotonic() + wait_s
         while (reason := _why_not(lock)) is not None:
             if time.monotonic() > end:
-                raise CannotServe(reason)
+                raise CannotServeError(reason)
             time.sleep(0.2)
         places = [KSM / name for name in KNOBS] + [KHUGEPAGED / name for name in QUIET_KHUGEPAGED]
         found = {place: _value(place) for place in places if place.exists()}
@@ -141,7 +141,7 @@ def _run_once(scripts: Sequence[Script], timeout_s: float) -> list[Outcome]:
                 os.sched_setaffinity(*ksmd)
         if driver.returncode:
             reason = errors.strip() or f"driver: exit code {driver.returncode}"
-            raise (Disturbed if driver.returncode == _DISTURBED else CannotServe)(reason)
+            raise (DisturbedError if driver.returncode == _DISTURBED else CannotServeError)(reason)
         return outcomes(told.read_text(), len(scripts))
 
 
@@ -150,7 +150,7 @@ def _affinity_of_ksmd() -> tuple[int, set[int]]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if (folder / "comm").read_text() == "ksmd\n" and not (folder / "cmdline").read_text():
                 return int(folder.name), os.sched_getaffinity(int(folder.name))
-    raise CannotServe("there is no ksmd")
+    raise CannotServeError("there is no ksmd")
 
 
 def _wait_for_workers() -> None:
@@ -164,8 +164,8 @@ def run_on_host(scripts: Sequence[Script], *, n_at_once: int = N_AT_ONCE, wait_s
                 timeout_s: float = 110) -> list[Outcome]:
     """Run scripts on this kernel, `n_at_once` for each holding of KSM; outcomes in their order.
 
-    What others disturbed, by memory that became mergeable meanwhile, is run again. CannotServe as
-    `exclusive_ksm` says; `wait_s` holds for each part.
+    What others disturbed, by memory that became mergeable meanwhile, is run again.
+    CannotServeError as `exclusive_ksm` says; `wait_s` holds for each part.
     """
     done: list[Outcome] = []
     for first in range(0, len(scripts), n_at_once):
@@ -174,7 +174,7 @@ def run_on_host(scripts: Sequence[Script], *, n_at_once: int = N_AT_ONCE, wait_s
             try:
                 with exclusive_ksm(end - time.monotonic()):
                     done += _run_once(scripts[first:first + n_at_once], timeout_s)
-            except Disturbed:
+            except DisturbedError:
                 if time.monotonic() > end:
                     raise
     return done

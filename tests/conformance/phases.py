@@ -18,7 +18,7 @@ from typing import Any
 
 from planner.report.static import VEGA_LITE
 from tests.conformance.compare import MODELS, host_series, run_on
-from tests.conformance.driver import CannotServe
+from tests.conformance.driver import CannotServeError
 from tests.conformance.script import Observation, Step, run_script, slot, validate
 
 DISTANCES = range(1, 33)
@@ -134,11 +134,11 @@ def main() -> int:
     options = parser.parse_args()
     kernel = host_series()
     if kernel == "6.1":
-        raise CannotServe("Linux 6.1 has no smart scan")
+        raise CannotServeError("Linux 6.1 has no smart scan")
     script = phases_script()
     [outcome] = run_on(kernel, [script], options.wait)
     if outcome.status != "ok":
-        raise CannotServe(f"the kernel could not do it: {outcome.status}")
+        raise CannotServeError(f"the kernel could not do it: {outcome.status}")
     observed = merges(outcome.observations)
     modelled = merges(run_script(MODELS["planner"](kernel), script))
     columns = {f"Linux {kernel}": observed, "model": modelled, "rule": merges_by_rule()}
@@ -151,6 +151,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except CannotServe as error:
+    except CannotServeError as error:
         print(error, file=sys.stderr)
         sys.exit(3)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.conformance.driver import CannotServe, Outcome, build_driver, compiled, outcomes
+from tests.conformance.driver import CannotServeError, Outcome, build_driver, compiled, outcomes
 from tests.conformance.live import QUIET_KHUGEPAGED
 from tests.conformance.script import Script
 from tests.kernel.machine import load_runner
@@ -47,8 +47,8 @@ def run_in_machine(series: str, scripts: Sequence[Script], *, memory_mib: int = 
                    timeout_s: float = 300) -> list[Outcome]:
     """Boot the newest Debian kernel of a series, run scripts in it, and return their outcomes.
 
-    Boots once more if init was not reached. CannotServe when the machine did not do its work; its
-    message has the end of the kernel's messages.
+    Boots once more if init was not reached. CannotServeError when the machine did not do its
+    work; its message has the end of the kernel's messages.
     """
     source = compiled(scripts)
     with tempfile.TemporaryDirectory() as name:
@@ -61,7 +61,7 @@ def run_in_machine(series: str, scripts: Sequence[Script], *, memory_mib: int = 
                 break
         if "exit 0\n" not in output or "told\n" not in output:
             console = (folder / "console.log").read_text(errors="replace")
-            raise CannotServe(f"the machine with {series} did not finish: {output.strip()}\n"
+            raise CannotServeError(f"the machine with {series} did not finish: {output.strip()}\n"
                               + "\n".join(console.splitlines()[-15:]))
         with (folder / "disk").open("rb") as disk:
             told = disk.read(_DISK_BYTES).partition(_END)[0]
@@ -102,7 +102,7 @@ def _boot(series: str, initramfs: Path, folder: Path, memory_mib: int, timeout_s
              "-serial", f"file:{console}", "-serial", f"file:{output}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     except FileNotFoundError as error:
-        raise CannotServe("qemu-system-x86_64 is not installed") from error
+        raise CannotServeError("qemu-system-x86_64 is not installed") from error
     try:
         _, errors = machine.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -112,5 +112,5 @@ def _boot(series: str, initramfs: Path, folder: Path, memory_mib: int, timeout_s
         machine.kill()
         machine.wait()
     if not console.exists():
-        raise CannotServe(f"qemu: {errors}")
+        raise CannotServeError(f"qemu: {errors}")
     return (output.read_text(errors="replace") if output.exists() else "") + errors

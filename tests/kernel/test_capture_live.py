@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,9 +41,9 @@ def independent_hash(page: bytes) -> int:
     return siphash24(KEY, inner.to_bytes(8, "little"))
 
 
-def take(tmp_path: Path, *pids: int, **options: object) -> Trace:
+def take(tmp_path: Path, *pids: int, **options: Any) -> Trace:
     request = CaptureRequest(key=SITE_KEY, out=tmp_path / "trace", pids=pids, force=True,
-                             **options)  # type: ignore[arg-type]
+                             **options)
     return open_trace(capture(request))
 
 

@@ -21,7 +21,7 @@ import pytest
 from tests.conformance.casebook import unexpected, written
 from tests.conformance.cases import CASES
 from tests.conformance.compare import MODELS, host_series, mismatches, shortest
-from tests.conformance.driver import CannotServe, Outcome
+from tests.conformance.driver import CannotServeError, Outcome
 from tests.conformance.live import KHUGEPAGED, QUIET_KHUGEPAGED, run_on_host
 from tests.conformance.qemu import run_in_machine
 from tests.conformance.random_scripts import random_scripts
@@ -67,7 +67,7 @@ def done_by(outcomes: Outcomes, kernel: str) -> list[Outcome]:
     """What a kernel did. No other kernel can be put in the place of this one: skip."""
     try:
         return outcomes[kernel].result()
-    except CannotServe as error:
+    except CannotServeError as error:
         if kernel == "host":
             pytest.skip(str(error))
         raise
