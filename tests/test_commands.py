@@ -25,7 +25,7 @@ from planner.inventory import InventoryRow, write_inventory
 from planner.results import load, save
 from planner.runner import load_scenario, run
 from tests.report_data import make_result
-from tests.test_cli import SCENARIO
+from tests.scenario_builder import SMALL_YAML
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,9 +38,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         GuestPlan("a", {"tenant": "red"}, [MmPlan([pages_of([1, 2, 0]), pages_of([1, 5, 0])])]),
         GuestPlan("b", {"tenant": "red"}, [MmPlan([pages_of([1, 3, 0])] * 2)]),
         GuestPlan("c", {"tenant": "blue"}, [MmPlan([pages_of([1, 2, 4])] * 2)])])
-    (tmp_path / "small.yaml").write_text(SCENARIO)
+    (tmp_path / "small.yaml").write_text(SMALL_YAML)
     monkeypatch.chdir(tmp_path)
-    save(run("small.yaml"), Path("results/small"), texts={"scenario.yaml": SCENARIO})
+    save(run("small.yaml"), Path("results/small"), texts={"scenario.yaml": SMALL_YAML})
     return tmp_path
 
 
@@ -297,7 +297,7 @@ def test_a_trace_with_such_names_sends_nothing_to_the_terminal_or_outside_its_fo
         GuestPlan(nasty + str(i), {"tenant": nasty, nasty: nasty, "vmid": nasty}, [
             MmPlan([pages_of([1, 2, 0]), pages_of([1, 2, 7])],
                    region_labels={"content": nasty})]) for i in range(3)])
-    Path("s.yaml").write_text(SCENARIO)
+    Path("s.yaml").write_text(SMALL_YAML)
     codes = {}
     for command in (
             ["trace", "info", "trace"], ["trace", "check", "trace"], ["init", "trace"],
