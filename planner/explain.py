@@ -209,8 +209,9 @@ def _classify(host: FleetHost, policy: PolicySpec, could: npt.NDArray[np.bool_])
 def _values_per_content(content: npt.NDArray[np.int64],
                         value: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """How many different values each content (ascending) has."""
-    pairs = np.unique(np.stack([content, value]), axis=1)[0]
-    counts: npt.NDArray[np.int64] = np.unique(pairs, return_counts=True)[1]
+    pairs = np.unique(content * (1 + int(value.max(initial=0))) + value)
+    counts: npt.NDArray[np.int64] = np.unique(
+        pairs // (1 + int(value.max(initial=0))), return_counts=True)[1]
     return counts
 
 
@@ -239,7 +240,8 @@ def _saved_without_writes(scenario: Scenario, policy: PolicySpec, hosts: Sequenc
 
         simulate_host(_at_the_end(host), policy, sensitive=scenario.domains.sensitive,
                       horizon_ns=scenario.horizon_ns,
-                      sample_every_ns=scenario.output.sample_every_ns,
+                      # Only the last sample is of use; these keep the progress moving.
+                      sample_every_ns=max(scenario.horizon_ns // 10, 1),
                       cost=costs[host.spec.timings], recorder=recorder, progress=report)
         last = max(recorder.table(HOSTS).to_pylist(), key=lambda row: int(row["time_ns"]))
         n_frames += (int(last["saved_bytes"]) + int(last["metadata_bytes"])) // _PAGE_BYTES
