@@ -55,6 +55,8 @@ LAYERS: dict[str, set[str]] = {
     "tables": {"errors"},
     "agent": set(),
     "partitions": {"errors"},
+    "executor": {"cases", "errors"},
+    "cases": {"errors"},
     "sitekey": {"errors"},
     "kernels": set(),
     "escape": set(),
@@ -76,6 +78,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": ("scenario/load.py", "scenario/resolve.py", "scenario/schema.py"),
     "jinja2": ("report/",),
     "duckdb": ("sql.py",),
+    "distributed": ("executor.py",),
     "vl_convert": ("report/static.py",),
 }
 
