@@ -34,6 +34,8 @@ LAYERS: dict[str, set[str]] = {
     "planning": {"measures", "metrics", "scenario", "errors", "units"},
     "metrics": {"tables", "units", "errors"},
     "policies": {"fleet", "scenario", "units", "errors"},
+    "population": {"fleet", "scenario", "trace", "timeline", "policies", "kernels", "units",
+                   "errors"},
     "fleet": {"scenario", "trace", "errors", "units"},
     "suggest": {"search", "fleet", "scenario", "errors", "escape"},
     "search": {"fleet", "policies", "kernels", "errors"},
