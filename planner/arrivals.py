@@ -58,7 +58,7 @@ class ArrivalTable:
       -1 where the end is known
     - `memory_bytes` i64[n], at least 1; `cores` f64[n] (0: not stated)
     - `tenant` i32[n]: guests of one number were started together by one tenant; -1: not known
-    - `flavour` i32[n]: index into `flavours`, the names in ascending order
+    - `flavour` i32[n]: index into `flavours`, the names in use in ascending order
     - `provenance`: the source, and the rules that made numbers of it
     """
 
@@ -154,10 +154,12 @@ def arrival_table(path: str, columns: Mapping[str, Any], flavours: Sequence[str]
     time_ns = np.asarray(columns["time_ns"], np.int64)
     n_late = int((np.diff(time_ns) < 0).sum())
     order = np.argsort(time_ns, kind="stable") if n_late else slice(None)
-    names = sorted(set(flavours))
-    number = {name: position for position, name in enumerate(names)}
-    code = np.array([number[name] for name in flavours], np.int32)
-    flavour = code[np.asarray(columns["flavour"], np.int64)]
+    index = np.asarray(columns["flavour"], np.int64)
+    # A name that no guest has is not part of the table: no file could tell of it.
+    used = {flavours[number] for number in np.unique(index).tolist()}
+    names = sorted(used)
+    position = {name: number for number, name in enumerate(names)}
+    flavour = np.array([position.get(name, -1) for name in flavours], np.int32)[index]
     table = ArrivalTable(
         path, time_ns[order],
         np.asarray(columns["duration_ns"], np.int64)[order],
