@@ -49,6 +49,7 @@ LAYERS: dict[str, set[str]] = {
     "backtest": {"counters", "metrics", "errors"},
     "counters": {"inventory", "tables", "errors"},
     "inventory": {"tables", "errors"},
+    "timeline": {"arrivals", "fleet", "kernels", "scenario", "units", "errors"},
     "arrivals": {"inventory", "tables", "units", "errors"},
     "traceinfo": {"trace", "diagnosis", "kernels", "units", "errors"},
     "diagnosis": {"trace"},
@@ -70,7 +71,7 @@ LAYERS: dict[str, set[str]] = {
 }
 #: Where each third-party package may be imported; elsewhere only the standard library and numpy.
 DOORS: dict[str, tuple[str, ...]] = {
-    "simpy": ("engine.py",),
+    "simpy": ("engine.py", "timeline/clock.py"),
     "numba": ("kernels/jit.py",),
     "pyarrow": ("tables.py", "trace/", "metrics.py", "report/", "importers/",
             "inventory.py", "counters.py", "arrivals.py"),

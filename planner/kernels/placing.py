@@ -64,7 +64,7 @@ class PlacingState(NamedTuple):
 
 
 @njit
-def _ones(word: np.uint64) -> int:
+def _ones(word: Any) -> Any:
     """How many bits are set (Warren, Hacker's Delight, 5-1)."""
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
     word = ((word & np.uint64(0x3333333333333333))
@@ -74,7 +74,7 @@ def _ones(word: np.uint64) -> int:
 
 
 @njit
-def _overlap(state: PlacingState, slot: int, template: int) -> int:
+def _overlap(state: PlacingState, slot: int, template: int) -> Any:
     found = state.overlap[slot, template]
     if found < 0:
         found = 0
@@ -95,12 +95,12 @@ def choose(state: PlacingState, weight: int, guest: int, except_host: int) -> in
             host = state.slot_host[slot]
             if host != except_host and state.n_closed[host] == 0 and state.free[host] >= need:
                 if weight == KIN:
-                    found = np.int64(state.slot_guests[slot])
+                    found = state.slot_guests[slot]
                 else:
-                    found = np.int64(_overlap(state, slot, state.template[guest]))
+                    found = _overlap(state, slot, state.template[guest])
                 # A list is in no order of hosts.
                 if found > 0 and (found > best_weight or (found == best_weight and host < best)):
-                    best, best_weight = np.int64(host), found
+                    best, best_weight = host, found
             slot = state.next[slot]
         if best >= 0:
             return best
