@@ -518,7 +518,7 @@ def test_any_tasks_give_a_table_or_an_error(tmp_path: Path, times: list[int],
     path = opendc(
         tmp_path / "tasks.parquet",
         submission_time=pa.array(times, data.draw(st.sampled_from(
-            [pa.int64(), pa.timestamp("s"), pa.timestamp("ms", "UTC"), pa.timestamp("ns")]))),
+            [pa.int64(), pa.timestamp("ms", "UTC"), pa.timestamp("us"), pa.timestamp("ns")]))),
         duration=pa.array(column(lambda: st.integers(-1, 2**62)), data.draw(st.sampled_from(
             [pa.int64(), pa.duration("ms"), pa.duration("ns")]))),
         cpu_count=column(lambda: st.floats(0, 1e9)),
