@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from planner.tables import TableKind
 
-__all__ = ["EVENTS", "HOSTS", "PARTITIONS", "REPLICATES", "SERIES", "SUMMARY", "Recorder",
-           "Result", "summarise"]
+__all__ = ["CPU_KINDS", "EVENTS", "HOSTS", "PARTITIONS", "REPLICATES", "SERIES", "SUMMARY",
+           "Recorder", "Result", "summarise"]
 
 RESULT_VERSION = (3, 0)
 
@@ -92,9 +92,9 @@ REPLICATES = _kind("replicates", [
     ("guest_memory_bytes", _I64), ("guest_pages", _I64), ("eligible_bytes", _I64),
     ("saved_bytes", _I64), ("saved_error_bytes", _I64), ("saved_zero_bytes", _I64),
     ("saved_share", pa.float64()), ("saved_end_bytes", _I64), ("saved_peak_bytes", _I64),
-    ("saved_per_core_hour_bytes", _I64), ("metadata_bytes", _I64), ("pages_sharing", _I64),
-    ("merge_cpu_ns", _I64), ("core_time_ns", _I64), *_WORK, ("time_to_90_ns", _I64),
-    ("merged_after_p50_ns", _I64), ("merged_after_p95_ns", _I64),
+    ("saved_per_core_hour_bytes", _I64), ("metadata_bytes", _I64), ("pages_shared", _I64),
+    ("pages_sharing", _I64), ("merge_cpu_ns", _I64), ("core_time_ns", _I64), *_WORK,
+    ("time_to_90_ns", _I64), ("merged_after_p50_ns", _I64), ("merged_after_p95_ns", _I64),
     ("cow_breaks", _I64), ("cow_p99_per_s", pa.float64()), ("cow_worst_per_s", pa.float64()),
     ("cow_worst_host", _TEXT), ("cow_worst_time_ns", _I64), ("storm_ns", _I64),
     *_EXPOSURE, ("exposed_domain_pairs", _I64),

@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
             "inventory", "errors", "units"},
     "engine": {"fleet", "policies", "ksm", "metrics", "scenario", "errors"},
     "ksm": {"kernels", "errors"},
-    "report": {"metrics", "units", "errors", "escape"},
+    "report": {"measures", "metrics", "units", "errors", "escape"},
     "results": {"metrics", "scenario", "tables", "errors"},
     "planning": {"measures", "metrics", "scenario", "errors", "units"},
     "metrics": {"tables", "units", "errors"},
