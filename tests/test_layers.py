@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "sql": {"metrics", "errors"},
     "runner": {"engine", "fleet", "ksm", "policies", "metrics", "results", "scenario", "trace",
             "inventory", "errors", "units"},
-    "engine": {"fleet", "policies", "ksm", "metrics", "scenario", "errors"},
+    "engine": {"fleet", "policies", "ksm", "metrics", "scenario", "tables", "timeline", "errors"},
     "ksm": {"kernels", "errors"},
     "report": {"measures", "metrics", "units", "errors", "escape"},
     "results": {"metrics", "scenario", "tables", "errors"},
@@ -71,10 +71,10 @@ LAYERS: dict[str, set[str]] = {
 }
 #: Where each third-party package may be imported; elsewhere only the standard library and numpy.
 DOORS: dict[str, tuple[str, ...]] = {
-    "simpy": ("engine.py", "timeline/clock.py"),
+    "simpy": ("engine/", "timeline/clock.py"),
     "numba": ("kernels/jit.py",),
     "pyarrow": ("tables.py", "trace/", "metrics.py", "report/", "importers/",
-            "inventory.py", "counters.py", "arrivals.py"),
+            "inventory.py", "counters.py", "cases.py", "arrivals.py"),
     "typer": ("cli/",),
     "rich": ("cli/", "report/"),
     "ruamel": ("scenario/load.py",),
