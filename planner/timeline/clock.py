@@ -2,7 +2,8 @@
 
 Incidents are processes; arrivals and departures between two of their steps run compiled, in one
 stretch (`Fleet.run_until`), and give exactly what a process a guest would give. At one time
-guests leave first, then incidents act, then guests come. The clock is integer nanoseconds.
+guests leave first, then incidents end, others begin, and guests come last. The clock is integer
+nanoseconds.
 """
 
 from __future__ import annotations
@@ -94,6 +95,12 @@ class _Run:
         self._fleet.run_until(now_ns)
         return now_ns
 
+    def _begin(self, at_ns: int) -> Generator[simpy.Event, Any, int]:
+        """Wait until this time, and until what ends then has ended; returns the time."""
+        yield self._env.timeout(at_ns)
+        yield self._env.timeout(0)
+        return self._now()
+
     def _hosts_of(self, spec: IncidentSpec, number: int) -> list[int]:
         """The hosts that an incident befalls; `number` counts incidents that are alike."""
         if spec.host:
@@ -119,8 +126,7 @@ class _Run:
 
     def _befall(self, spec: IncidentSpec, host: int) -> Generator[simpy.Event, Any, None]:
         """A drain, a failure or pressure on one host, and its end."""
-        yield self._env.timeout(spec.at_ns)
-        start_ns = self._now()
+        start_ns = yield from self._begin(spec.at_ns)
         if spec.kind == "pressure":
             self._fleet.reserve(host, spec.bytes)
         else:
@@ -183,8 +189,7 @@ class _Run:
     def _migrate(self, spec: IncidentSpec, hosts: Sequence[int], number: int,
                  ) -> Generator[simpy.Event, Any, None]:
         """Drawn guests move to another host, one after another."""
-        yield self._env.timeout(spec.at_ns)
-        start_ns = self._now()
+        start_ns = yield from self._begin(spec.at_ns)
         guests = np.flatnonzero(np.isin(self._fleet.host, hosts)).tolist()
         order = self._drawn(spec, number, [self._requests.name[guest] for guest in guests])
         chosen = [guests[position] for position in order[:spec.n_guests]]

@@ -26,8 +26,8 @@ def fewest_hosts(requests: Requests, spec: HostSpec, placement: str, *,
 
     Most policies are steady: a host more, at the end of the order, is used only when no other
     has room. One run on enough hosts then tells the answer, the last host that was used. `spread`
-    uses them all: there the number is found by bisection, and as more hosts could in principle
-    do worse, the one above it must hold everybody too.
+    uses them all: there the number is found by bisection, and as a host more can do worse (where
+    few large guests fill a host), the one above it must hold everybody too.
     """
     policy = placement_named(placement)
     charge = requests.memory_bytes if charge_bytes is None else charge_bytes

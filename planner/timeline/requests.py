@@ -8,6 +8,7 @@ and no longer horizon changes a guest's numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def draw_requests(scenario: Scenario, captured_bytes: Sequence[int], replicate: 
     workloads' `count`, workloads' Poisson arrivals, the table's rows.
 
     Raises DataError where the scenario asks for a table and none is given, where no row of it
-    can be used, and where nobody comes at all.
+    can be used, where nobody comes at all, and where two guests would have one name.
     """
     draws = [(number, workload, workload.draw)
              for number, workload in enumerate(scenario.workloads) if workload.draw is not None]
@@ -243,6 +244,10 @@ def _joined(parts: Sequence[_Part], horizon_ns: int, notes: tuple[str, ...]) -> 
     sizes = [len(part.names) for part in parts]
     names = [name for part in parts for name in part.names]
     life_ns = np.concatenate([part.life_ns for part in parts])
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise DataError(f"two guests would be called {twice!r}", where="workloads",
+                        instead="give the workloads other names")
     return Requests(
         name=tuple(names[at] for at in order.tolist()),
         workload=np.repeat(np.array([p.workload for p in parts], np.int32), sizes)[order],
