@@ -44,8 +44,16 @@ _RUN_KEYS: dict[str, type] = {"format_version": int, "digest": str, "timings": l
 #: What `planner.planning` made of the replicates, in a results folder.
 PLAN_FILE = "plan.json"
 PLAN_FORMAT_VERSION = 1
-_PLAN_KEYS: dict[str, type] = {"format_version": int, "policies": list, "requirements": list,
-                               "n_replicates": int, "confidence": float}
+_PLAN_KEYS: dict[str, type] = {
+    "format_version": int, "policies": list, "requirements": list, "differences": list,
+    "n_replicates": int, "n_resamples": int, "confidence": float, "is_drawn": bool,
+    "n_guests": int, "n_machines": int, "n_hosts": int, "notes": list}
+_PLAN_POLICY_KEYS: dict[str, type] = {"policy": str, "metrics": dict, "hosts": dict,
+                                      "storms": dict, "cpu": dict}
+_VERDICT_KEYS: dict[str, type] = {"policy": str, "metric": str, "unit": str, "n_held": int,
+                                  "n_replicates": int, "is_held": bool, "is_share": bool}
+_DIFFERENCE_KEYS: dict[str, type] = {"first": str, "second": str, "metric": str, "verdict": str,
+                                     "mean": float, "n": int}
 TABLES: dict[str, TableKind] = {"summary": SUMMARY, "hosts": HOSTS, "partitions": PARTITIONS,
                                 "events": EVENTS, "replicates": REPLICATES, "series": SERIES}
 
@@ -181,6 +189,13 @@ def _plan(path: Path) -> dict[str, Any] | None:
         raise DataError(
             f"format_version is {plan['format_version']!r}; this planner reads "
             f"{PLAN_FORMAT_VERSION}", where=str(path), instead=_AGAIN)
+    for key, required in (("policies", _PLAN_POLICY_KEYS), ("requirements", _VERDICT_KEYS),
+                          ("differences", _DIFFERENCE_KEYS)):
+        if not all(isinstance(each, dict) and all(isinstance(each.get(name), kind)
+                                                  for name, kind in required.items())
+                   for each in plan[key]):
+            raise DataError(f"{key} are not as they were written", where=str(path),
+                            instead=_AGAIN)
     return plan
 
 

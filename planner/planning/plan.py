@@ -70,6 +70,7 @@ def plan(scenario: Scenario, outcomes: Iterable[Outcome], *, digest: str = "",
         "is_drawn": scenario.is_fleet,
         "n_machines": any_row.get("n_machines", 0), "n_hosts": any_row.get("n_hosts", 0),
         "content_share": any_row.get("content_share", 1.0),
+        "n_guests": _middle([row["n_guests"] for row in rows[baseline]]) if rows else 0,
         "policies": policies,
         "differences": _pairs(rows, baseline),
         "requirements": [check(require, rows.get(require.policy, [])).to_json()
