@@ -24,8 +24,8 @@ class GuestSketches:
 
     `bits` u64 (n_templates, n_words); `template` i32 (n_requests,): each guest's row; `partition`
     i32 (n_requests,): guests of equal numbers, from 0 without gaps, may merge with one another, -1
-    merges with no other guest. Each bit stands for `contents_per_bit` contents. A content that a template holds in some
-    snapshots only is in its sketch if it is there in half of them or more.
+    merges with no other guest. Each bit stands for `contents_per_bit` contents. A content that a
+    template holds in some snapshots only is in its sketch if it is there in half of them or more.
     """
 
     bits: npt.NDArray[np.uint64]
@@ -56,7 +56,7 @@ def guest_sketches(population: Population, scenario: Scenario, requests: Request
             n_snapshots[np.unique(content[use & (content >= 0)])] += 1
         held[index, :len(sampled)] = 2 * n_snapshots[sampled] >= len(template.content)
     partitions = guest_partitions(population, scenario, requests, policy, replicate)
-    partition = requests.domain if partitions is None else partitions.partition
+    partition = requests.domain.astype(np.int64) if partitions is None else partitions.partition
     found, dense, n_guests = np.unique(partition, return_inverse=True, return_counts=True)
     is_shared = (found >= 0) & (n_guests > 1)
     number = np.where(is_shared, np.cumsum(is_shared) - 1, -1)
