@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,10 @@ def test_guests_are_charged_what_they_keep() -> None:
     requests = requests_of(at_once(1000, 1001))
     safe = SafeSaving.of_outcomes([[0.25]] * 40, 0.95)
     assert safe.charge_bytes(requests).tolist() == [750, 751]
+    two = replace(requests, workload=np.array([1, 0], np.int32))
+    apart = SafeSaving.of_outcomes([[0.5, 0.25]] * 40, 0.95)
+    assert apart.charge_bytes(two).tolist() == [750, 501]
+    assert safe.charge_bytes(two).tolist() == [750, 751]
     # A loss is not counted as room, and nothing is free.
     assert SafeSaving.of_outcomes([[-0.1]], 0.5).charge_bytes(requests).tolist() == [1000, 1001]
     assert SafeSaving.of_outcomes([[1.0]], 0.5).charge_bytes(requests).tolist() == [1, 1]

@@ -33,8 +33,8 @@ def capacity_bytes(host: HostSpec, overcommit: float = 1.0) -> int:
 class SafeSaving:
     """The share of their memory that guests of each workload save at least, at a confidence.
 
-    `share` f64 (n_workloads,), in [0, 1). `confidence`: what the outcomes bear out; it may be
-    less than `wanted`.
+    `share` f64 (n_workloads,), in [0, 1); with one entry it is that of all guests. `confidence`:
+    what the outcomes bear out; it may be less than `wanted`.
     """
 
     share: npt.NDArray[np.float64]
@@ -44,7 +44,8 @@ class SafeSaving:
     @classmethod
     def of_outcomes(cls, saved_shares: Sequence[Sequence[float]] | npt.NDArray[np.float64],
                     confidence: float) -> SafeSaving:
-        """From outcomes f64 (n_outcomes, n_workloads): each one's lowest saved share over time.
+        """From outcomes f64 (n_outcomes, n_workloads), or (n_outcomes, 1) for all guests alike:
+        the share that each saved at its lowest.
 
         An outcome is whatever admission must hold for: a host in a replicate, where each host
         must be safe. Raises UsageError for a confidence outside [0, 1) and where there are no
@@ -70,5 +71,7 @@ class SafeSaving:
 
     def charge_bytes(self, requests: Requests) -> npt.NDArray[np.int64]:
         """What admission counts of each guest, i64 (n,), rounded up."""
-        kept = 1.0 - self.share[requests.workload]
-        return np.ceil(requests.memory_bytes * kept).astype(np.int64)
+        share = self.share if len(self.share) == 1 else self.share[requests.workload]
+        charge: npt.NDArray[np.int64] = np.ceil(
+            requests.memory_bytes * (1.0 - share)).astype(np.int64)
+        return charge
