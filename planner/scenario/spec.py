@@ -8,25 +8,58 @@ every result and is accepted back wherever a scenario file is; resolving it chan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from planner.scenario.spec_policies import (
+    Cooperation,
+    FreePages,
+    Ksmd,
+    Ksmtuned,
+    KubeVirt,
+    Labels,
+    Merge,
+    Never,
+    PartitionRule,
+    PolicySpec,
+    Sync,
+    SyncAdvisor,
+    Trigger,
+    policy_json,
+)
+
 __all__ = [
+    "ArrivalFacts",
+    "ArrivalsSpec",
+    "Cooperation",
+    "CostsSpec",
     "DomainsSpec",
+    "DrawSpec",
     "FleetFacts",
     "FleetHost",
+    "FleetSpec",
+    "FreePages",
     "GuestFacts",
     "GuestSpec",
     "HostSpec",
+    "IncidentSpec",
     "Kernel",
     "Ksmd",
+    "Ksmtuned",
+    "KubeVirt",
     "Labels",
+    "LifetimeSpec",
+    "LoadSpec",
     "Merge",
     "Never",
     "OutputSpec",
+    "PartitionRule",
     "PolicySpec",
+    "PrecisionSpec",
+    "RequireSpec",
     "Scenario",
     "Sync",
+    "SyncAdvisor",
     "TraceFacts",
     "Trigger",
     "WorkloadSpec",
@@ -35,9 +68,6 @@ __all__ = [
 
 #: Linux versions whose KSM is modelled.
 Kernel = Literal["6.1", "6.12", "6.18"]
-
-#: Labels sorted by key.
-Labels = tuple[tuple[str, str], ...]
 
 #: Labels every simulated guest has; they follow from the other fields of its GuestSpec.
 OWN_LABELS = ("domain", "group", "guest")
@@ -155,169 +185,6 @@ class DomainsSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Never:
-    """No merging at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ksmd:
-    """The kernel's scanner thread; names and defaults of /sys/kernel/mm/ksm.
-
-    None: what the host's kernel has by default.
-    """
-
-    pages_to_scan: int = 100
-    sleep_millisecs: int = 20
-    max_page_sharing: int = 256
-    stable_node_chains_prune_millisecs: int = 2000
-    use_zero_pages: bool = False
-    smart_scan: bool | None = None
-    advisor_mode: Literal["none", "scan-time"] | None = None
-    advisor_max_cpu: int | None = None
-    advisor_target_scan_time: int | None = None
-    advisor_min_pages_to_scan: int | None = None
-    advisor_max_pages_to_scan: int | None = None
-    merge_across_nodes: bool | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The values that are not left to the kernel, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """When a synchronous merge is asked for.
-
-    `boot`: once, `after_ns` after a guest starts. `every`: each `every_ns` from the start.
-    """
-
-    kind: Literal["boot", "every", "restore", "pressure", "idle"]
-    after_ns: int = 0
-    every_ns: int = 0
-    share: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sync:
-    """Synchronous merging (ksm_merge of the Selective KSM proposal) at given times.
-
-    `longest_call_ns`: the caller stops then and goes on where it stopped at the next trigger; 0:
-    no limit. `stagger_ns`: guests whose triggers come at one time are called this much apart.
-    `advisor`: None, or what adapts interval and ranges of each partition.
-    """
-
-    at: tuple[Trigger, ...]
-    longest_call_ns: int = 0
-    stagger_ns: int = 0
-    advisor: SyncAdvisor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SyncAdvisor:
-    """An advisor for Selective KSM (the proposal's later work).
-
-    It calls each partition again after an interval between the two bounds: half as long where the
-    last call freed more than `target_bytes_per_cpu_s` a CPU second, twice as long where it freed
-    less; ranges that gave nothing `drop_after` times in a row are left out until the interval
-    reaches its longest.
-    """
-
-    shortest_ns: int
-    longest_ns: int
-    target_bytes_per_cpu_s: int
-    drop_after: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Ksmtuned:
-    """ksmtuned's loop as its shell script does it; keys of ksmtuned.conf.
-
-    Every `monitor_interval_s` it sets pages_to_scan and sleep_millisecs, run 0 or 1.
-    """
-
-    monitor_interval_s: int = 60
-    sleep_msec: int = 10
-    npages_boost: int = 300
-    npages_decay: int = -50
-    npages_min: int = 64
-    npages_max: int = 1250
-    thres_coef: int = 20
-    thres_const: int = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class KubeVirt:
-    """virt-handler's KSM loop, every 10 minutes, with its overrides."""
-
-    pages_boost: int = 300
-    pages_decay: int = -50
-    pages_min: int = 64
-    pages_max: int = 1250
-    pages_init: int = 100
-    sleep_ms_baseline: int = 10
-    free_percent: float = 0.2
-    interval_ns: int = 600_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class FreePages:
-    """No merging: guests give zero-filled and free pages back to the host.
-
-    By free-page reporting (`reporting`: at once, continually) or a balloon (`balloon`: every
-    `every_ns`). A baseline: what merging zero pages saves, this gives without KSM.
-    """
-
-    kind: Literal["reporting", "balloon"]
-    every_ns: int = 0
-
-
-Merge = Never | Ksmd | Sync | Ksmtuned | KubeVirt | FreePages
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionRule:
-    """An explicit partition: what matches all labels of any entry belongs to it.
-
-    `merge` None: timed as the policy says.
-    """
-
-    name: str
-    match: tuple[Labels, ...]
-    merge: Merge | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cooperation:
-    """What guests tell the host.
-
-    `none`: the host sees every page. `ranges`: guests name ranges by content class, only regions
-    that match an entry of `ranges` are candidates. `full`: besides, free pages and pages that the
-    guest knows to be volatile are left out.
-    """
-
-    kind: Literal["none", "ranges", "full"] = "none"
-    ranges: tuple[Labels, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PolicySpec:
-    """What may merge with what, and when.
-
-    `partition_by` empty means one merge space. `partitions` come first: what matches none of
-    them falls to `partition_by`. `exclude`: a guest or region that matches all labels of one
-    entry never merges.
-    """
-
-    name: str
-    partition_by: tuple[str, ...]
-    exclude: tuple[Labels, ...]
-    merge: Merge
-    partitions: tuple[PartitionRule, ...] = ()
-    cooperation: Cooperation = Cooperation()
-
-
-@dataclass(frozen=True, slots=True)
 class ArrivalsSpec:
     """Arrivals from a table (`planner.arrivals`): its absolute path and digest.
 
@@ -354,7 +221,7 @@ class IncidentSpec:
 class FleetSpec:
     """Choices of a scenario whose guests are drawn.
 
-    `placement`: a class of planner.placement. `overcommit`: guests may hold this times the
+    `placement`: how guests find a host. `overcommit`: guests may hold this times the
     memory of a host (1.0: none). `confidence`: of what is safe to count on. `arrivals`: a table.
     `migration_bytes_per_s`: how fast guests move.
     """
@@ -403,7 +270,7 @@ class CostsSpec:
 class RequireSpec:
     """A requirement on a policy's result: exit code 4 where it fails.
 
-    `metric`: a name of planner.planning.METRICS. One of the bounds is given, in the metric's base
+    `metric`: a name of planner.measures.METRICS. One of the bounds is given, in the metric's base
     unit (bytes, ns, count) or, with `is_share`, as a share of the metric's whole. `confidence`:
     share of replicates in which it must hold.
     """
@@ -486,6 +353,23 @@ class TraceFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ArrivalFacts:
+    """What a scenario needs to know of an arrival table.
+
+    `first_ns` and `last_ns` bound the times of its rows, by the table's own clock;
+    `most_memory_bytes` is the largest guest's. `n_tenants`: 0 where it tells none.
+    """
+
+    path: str
+    digest: str
+    n_rows: int
+    n_tenants: int
+    first_ns: int
+    last_ns: int
+    most_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class FleetHost:
     """A host of an inventory; what is not known is None."""
 
@@ -507,80 +391,92 @@ class FleetFacts:
 
 
 def to_json(scenario: Scenario) -> dict[str, Any]:
-    """The resolved form: dicts, lists, strings and integers only, in a fixed order."""
-    return {
+    """The resolved form: dicts, lists, strings and numbers only, in a fixed order.
+
+    Keys that came after the first version are there only where they say something, so that the
+    form (and with it the digest) of a scenario without them stays what it was.
+    """
+    form: dict[str, Any] = {
         "resolved": 1,
         "planner": scenario.format,
         "name": scenario.name,
         "seed": scenario.seed,
         "horizon_ns": scenario.horizon_ns,
-        "hosts": [
-            {
-                "name": host.name,
-                "memory_bytes": host.memory_bytes,
-                "reserved_bytes": host.reserved_bytes,
-                "cores": host.cores,
-                "hz": host.hz,
-                "timings": host.timings,
-                "kernel": host.kernel,
-            }
-            for host in scenario.hosts
-        ],
-        "workloads": [
-            {
-                "name": workload.name,
-                "trace": workload.trace,
-                "trace_digest": workload.trace_digest,
-                "host": workload.host,
-                "select": dict(workload.select),
-                "mergeable": workload.mergeable,
-                "guests": [
-                    {
-                        "trace_guest_id": guest.trace_guest_id,
-                        "name": guest.name,
-                        "domain": guest.domain,
-                        "group": guest.group,
-                        "labels": {
-                            key: value for key, value in guest.labels if key not in OWN_LABELS
-                        },
-                    }
-                    for guest in workload.guests
-                ],
-            }
-            for workload in scenario.workloads
-        ],
+        "hosts": list(map(_host_json, scenario.hosts)),
+        "workloads": list(map(_workload_json, scenario.workloads)),
         "domains": {
             "groups": {name: list(members) for name, members in scenario.domains.groups},
             "sensitive": list(scenario.domains.sensitive),
         },
-        "policies": [
-            {
-                "name": policy.name,
-                "partition_by": list(policy.partition_by),
-                "exclude": [dict(labels) for labels in policy.exclude],
-                "merge": _merge_json(policy.merge),
-            }
-            for policy in scenario.policies
-        ],
+        "policies": list(map(policy_json, scenario.policies)),
         "output": {
             "folder": scenario.output.folder,
             "sample_every_ns": scenario.output.sample_every_ns,
         },
     }
+    if scenario.replicates != 1:
+        form["replicates"] = scenario.replicates
+    if scenario.warm_up_ns:
+        form["warm_up_ns"] = scenario.warm_up_ns
+    if scenario.fleet is not None:
+        form["fleet"] = _fleet_json(scenario.fleet)
+    if scenario.precision != PrecisionSpec():
+        form["precision"] = _given(scenario.precision)
+    if scenario.costs != CostsSpec():
+        form["costs"] = _given(scenario.costs)
+    if scenario.require:
+        form["require"] = list(map(_given, scenario.require))
+    return form
 
 
-def _merge_json(merge: Merge) -> str | dict[str, Any]:
-    if isinstance(merge, Never):
-        return "never"
-    if isinstance(merge, Ksmd):
-        return {"ksmd": merge.given()}
-    return {
-        "sync": {
-            "at": [
-                {"boot": {"after_ns": trigger.after_ns}}
-                if trigger.kind == "boot"
-                else {"every_ns": trigger.every_ns}
-                for trigger in merge.at
-            ]
-        }
+def _given(spec: PrecisionSpec | CostsSpec | RequireSpec) -> dict[str, Any]:
+    return {key: value for key, value in asdict(spec).items() if value is not None}
+
+
+def _host_json(host: HostSpec) -> dict[str, Any]:
+    form: dict[str, Any] = {
+        "name": host.name,
+        "memory_bytes": host.memory_bytes,
+        "reserved_bytes": host.reserved_bytes,
+        "cores": host.cores,
+        "hz": host.hz,
+        "timings": host.timings,
+        "kernel": host.kernel,
     }
+    if host.count != 1:
+        form["count"] = host.count
+    if host.load is not None:
+        form["load"] = asdict(host.load)
+    return form
+
+
+def _workload_json(workload: WorkloadSpec) -> dict[str, Any]:
+    form: dict[str, Any] = {
+        "name": workload.name,
+        "trace": workload.trace,
+        "trace_digest": workload.trace_digest,
+        "host": workload.host,
+        "select": dict(workload.select),
+        "mergeable": workload.mergeable,
+        "guests": [
+            {
+                "trace_guest_id": guest.trace_guest_id,
+                "name": guest.name,
+                "domain": guest.domain,
+                "group": guest.group,
+                "labels": {key: value for key, value in guest.labels if key not in OWN_LABELS},
+            }
+            for guest in workload.guests
+        ],
+    }
+    if workload.draw is not None:
+        draw = {key: value for key, value in asdict(workload.draw).items() if value is not None}
+        form["draw"] = {**draw, "domains": list(workload.draw.domains)}
+    return form
+
+
+def _fleet_json(fleet: FleetSpec) -> dict[str, Any]:
+    form = asdict(fleet)
+    if fleet.arrivals is None:
+        del form["arrivals"]
+    return {**form, "incidents": [asdict(incident) for incident in fleet.incidents]}
