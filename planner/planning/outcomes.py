@@ -73,9 +73,9 @@ def outcome(policy: str, replicate: int, fleet: Fleet, samples: pa.Table, *,
     Rows are of simulated hosts, already scaled to all contents where contents were sampled;
     `fleet.weights` scales them to all machines.
     """
-    hosts = read_samples(samples, fleet.weights, fleet.horizon_ns)
-    if not len(hosts.hosts):
+    if not samples.num_rows:
         raise ValueError(f"policy {policy}: no samples")
+    hosts = read_samples(samples, fleet.weights, fleet.horizon_ns)
     start_ns, end_ns = fleet.warm_up_ns, fleet.horizon_ns
 
     def level(name: str) -> int:

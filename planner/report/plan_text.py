@@ -313,6 +313,7 @@ def plan_closing(plan: Plan) -> str:
     if not n_required:
         return f"{text}."
     n_failed = sum(not each["is_held"] for each in plan["requirements"])
-    kept = "its requirement held" if n_required == 1 else f"all {n_required} requirements held"
-    failed = f"{n_failed} of {n_required} requirements failed"
-    return f"{text}, {failed if n_failed else kept}."
+    if n_required == 1:
+        return f"{text}, its requirement {'failed' if n_failed else 'held'}."
+    return f"{text}, {n_failed} of {n_required} requirements failed." if n_failed \
+        else f"{text}, all {n_required} requirements held."
