@@ -21,7 +21,7 @@ from planner.fleet import FleetHost
 from planner.kernels.bitsets import union_sizes
 from planner.policies.partition import partition_classes
 from planner.population.guest_partitions import GuestPartitions, guest_partitions
-from planner.population.guests import Guests, guests_of, in_part, lives_of
+from planner.population.guests import Guests, distinct, guests_of, in_part, lives_of
 from planner.population.model import ContentKind, Population
 from planner.scenario.spec import PolicySpec, Scenario
 from planner.timeline import Timeline
@@ -151,9 +151,9 @@ class _Rows:
             is_zero = kind[content[held]] == ContentKind.ZERO
             contents, frames = content[held][~is_zero], frame[held]
             common = self._is_common[contents]
-            n_private = len(np.unique(contents[~common]))
-            n_zero = len(np.unique(frames[is_zero]))
-            self._counts.append((len(np.unique(frames[~is_zero])) - n_private, n_zero))
+            n_private = len(distinct(contents[~common]))
+            n_zero = len(distinct(frames[is_zero]))
+            self._counts.append((len(distinct(frames[~is_zero])) - n_private, n_zero))
             row = np.zeros(int(self._is_common.sum()), bool)
             row[self._rank[contents[common]]] = True
             self._bits.append(np.packbits(row))
@@ -172,9 +172,9 @@ def at_rest_of_host(host: FleetHost, policy: PolicySpec, times_ns: Sequence[int]
         is_zero = host.content_is_zero[content[site]] != 0
         others, zeros = site[~is_zero], site[is_zero]
         n_contents = len(host.content_is_zero)
-        found.saved[0, column] = len(np.unique(partition[others] * host.n_frames + frame[others])
-                                     ) - len(np.unique(partition[others] * n_contents
+        found.saved[0, column] = len(distinct(partition[others] * host.n_frames + frame[others])
+                                     ) - len(distinct(partition[others] * n_contents
                                                        + content[others]))
-        found.zero[0, column] = len(np.unique(partition[zeros] * host.n_frames + frame[zeros])
-                                    ) - len(np.unique(partition[zeros]))
+        found.zero[0, column] = len(distinct(partition[zeros] * host.n_frames + frame[zeros])
+                                    ) - len(distinct(partition[zeros]))
     return found

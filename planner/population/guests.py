@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,8 @@ from planner.population.model import Population, Template
 from planner.scenario.spec import DomainsSpec, DrawSpec, Scenario
 from planner.timeline import Cause, Requests, Timeline
 
-__all__ = ["Guests", "Lives", "drawn_guest", "guest_key", "guests_of", "in_part", "lives_of",
-           "mix64"]
+__all__ = ["Guests", "Lives", "distinct", "drawn_guest", "guest_key", "guests_of", "in_part",
+           "lives_of", "mix64"]
 
 _PAGE_BYTES = 4096
 U64 = npt.NDArray[np.uint64]
@@ -51,6 +52,16 @@ class Lives:
 
     origin_ns: npt.NDArray[np.int64]
     number: npt.NDArray[np.int64]
+
+
+def distinct(values: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """The distinct values, ascending, i64.
+
+    By sorting: numpy's `unique` of integers puts them into a hash table, where codes like
+    `a * n + b` collide.
+    """
+    ordered: npt.NDArray[np.int64] = np.sort(values.astype(np.int64, copy=False), axis=None)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[:len(ordered)]]
 
 
 def mix64(values: U64) -> U64:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.fleet import random_stream
-from planner.population.guests import Guests, guest_key, in_part, mix64
+from planner.population.guests import Guests, distinct, guest_key, in_part, mix64
 from planner.population.model import ContentKind, Contents, Population, Template
 from planner.timeline import Requests, Timeline
 
@@ -77,7 +77,7 @@ def template_facts(contents: Contents, template: Template) -> TemplateFacts:
     content, frame = template.content, template.frame
     is_written = (content != np.roll(content, -1, 0)) | (frame != np.roll(frame, -1, 0))
     held = frame >= 0
-    pairs = np.unique(frame[held].astype(np.int64) * template.n_sites + np.nonzero(held)[1])
+    pairs = distinct(frame[held].astype(np.int64) * template.n_sites + np.nonzero(held)[1])
     is_shared = np.bincount(pairs // max(template.n_sites, 1), minlength=template.n_frames) > 1
     is_lasting = np.zeros(template.n_frames, bool)
     is_lasting[frame[0][held[0] & (frame[0] == frame[-1])]] = True
@@ -93,7 +93,7 @@ def template_facts(contents: Contents, template: Template) -> TemplateFacts:
 
 def _pairs(content: npt.NDArray[np.int32], is_wanted: Bools) -> I64:
     n_sites = content.shape[1]
-    codes = np.unique(content[is_wanted].astype(np.int64) * n_sites + np.nonzero(is_wanted)[1])
+    codes = distinct(content[is_wanted].astype(np.int64) * n_sites + np.nonzero(is_wanted)[1])
     return np.stack(np.divmod(codes, max(n_sites, 1)))
 
 
@@ -158,7 +158,7 @@ class Sampler:
             stream = random_stream(self._seed, "sample", self._replicate, name, number)
             by_site = draw_some(stream, n_levels * n_sites, self._share)
             key = guest_key(self._seed, "repeated", self._replicate, name, number)
-            codes = np.unique(np.concatenate([
+            codes = distinct(np.concatenate([
                 by_site, self._common_codes(template_index, n_levels),
                 self._repeated_codes(template, n_levels, key)]))
         copy, site = np.divmod(codes, max(n_sites, 1))
