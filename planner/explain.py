@@ -26,9 +26,10 @@ from planner.ksm.cost import CostModel
 from planner.ksm.timings import cost_model
 from planner.metrics import HOSTS, Recorder, Result
 from planner.policies.partition import partition_classes
+from planner.policies.timing import merges_nothing
 from planner.results import policy_row, scenario_of
 from planner.runner import TraceStore, build_hosts
-from planner.scenario.spec import Never, PolicySpec, Scenario
+from planner.scenario.spec import PolicySpec, Scenario
 
 __all__ = ["FORMAT_VERSION", "Step", "Waterfall", "explain", "scenario_of_traces"]
 
@@ -117,7 +118,7 @@ def explain(result: Result, policy: str, *, traces: Iterable[Path] = (),
     saved = (int(row["saved_bytes"]) + int(row["metadata_bytes"])) // _PAGE_BYTES
     missed = frames.twins - saved
     written = 0
-    if not isinstance(spec.merge, Never) and missed:
+    if missed and not merges_nothing(spec):
         costs = _costs_of(result, {host.timings for host in scenario.hosts})
         written = _saved_without_writes(scenario, spec, hosts, costs, progress) - saved
     return Waterfall(policy, str(result.run["digest"]),
@@ -255,7 +256,7 @@ def _steps(scenario: Scenario, policy: PolicySpec, frames: _Frames, row: dict[st
     def minus(key: str, n_frames: int, text: str) -> Step:
         return Step(key, -n_frames * _PAGE_BYTES, text)
 
-    never = isinstance(policy.merge, Never)
+    never = merges_nothing(policy)
     steps = [
         Step("host_memory", sum(host.memory_bytes for host in scenario.hosts),
              "memory of the hosts", True),

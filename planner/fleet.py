@@ -83,6 +83,15 @@ class FleetHost:
     Pages that KSM had merged when they were captured have a frame each: the base of every
     comparison is the host without merging. `n_premerged_frames` is how many frames that merging
     saved at the first snapshot, so that a report can say what today's KSM does already.
+
+    Guests may come and go: `guest_start_ns`, `guest_end_ns` i64, half-open, and `guest_cause` i8
+    (how the stay began, planner.timeline.Cause). Empty: all booted at 0 and stay. A guest that
+    comes twice is two guests.
+
+    `content_hash` u64: the trace's hash of each content, empty for drawn hosts, whose contents
+    may be nobody's. `content_share`: the share of all pages that the arrays hold a sample of.
+    `content_group` u8 (0..31): a random number of each content, the same on every host, by which
+    a sample can be divided; empty where nothing was sampled.
     """
 
     spec: HostSpec
@@ -105,6 +114,12 @@ class FleetHost:
     event_frame: npt.NDArray[np.int32]
     n_frames: int
     n_premerged_frames: int
+    content_hash: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    guest_start_ns: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    guest_end_ns: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    guest_cause: npt.NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
+    content_share: float = 1.0
+    content_group: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def memory_at(self, times_ns: Sequence[int]) -> list[Memory]:
         """Content and frame of every site at each of the times, which ascend."""
@@ -225,7 +240,8 @@ class _HostArrays:
             content_is_zero=zero.astype(np.uint8),
             event_time_ns=events["time_ns"], event_site=events["site"],
             event_content=content[n_sites:], event_frame=events["frame"],
-            n_frames=self.n_frames, n_premerged_frames=self.n_premerged_frames)
+            n_frames=self.n_frames, n_premerged_frames=self.n_premerged_frames,
+            content_hash=contents)
 
 
 class _RegionIndex:

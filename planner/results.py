@@ -14,8 +14,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.errors import DataError, ScenarioError, UsageError
-from planner.metrics import EVENTS, HOSTS, PARTITIONS, RESULT_VERSION, SUMMARY, Result
+from planner.errors import DataError, ScenarioError, TraceTooOldError, UsageError
+from planner.metrics import (
+    EVENTS,
+    HOSTS,
+    PARTITIONS,
+    REPLICATES,
+    RESULT_VERSION,
+    SERIES,
+    SUMMARY,
+    Result,
+)
 from planner.scenario.spec import Scenario
 from planner.tables import TableKind, read_table, write_table
 
@@ -32,8 +41,21 @@ _SCENARIO_KEYS: dict[str, type] = {"name": str, "horizon_ns": int, "policies": l
 _RUN_KEYS: dict[str, type] = {"format_version": int, "digest": str, "timings": list,
                               "validated": bool, "warnings": list, "versions": dict,
                               "traces": list}
+#: What `planner.planning` made of the replicates, in a results folder.
+PLAN_FILE = "plan.json"
+PLAN_FORMAT_VERSION = 1
+_PLAN_KEYS: dict[str, type] = {
+    "format_version": int, "policies": list, "requirements": list, "differences": list,
+    "n_replicates": int, "n_resamples": int, "confidence": float, "is_drawn": bool,
+    "n_guests": int, "n_machines": int, "n_hosts": int, "notes": list}
+_PLAN_POLICY_KEYS: dict[str, type] = {"policy": str, "metrics": dict, "hosts": dict,
+                                      "storms": dict, "cpu": dict}
+_VERDICT_KEYS: dict[str, type] = {"policy": str, "metric": str, "unit": str, "n_held": int,
+                                  "n_replicates": int, "is_held": bool, "is_share": bool}
+_DIFFERENCE_KEYS: dict[str, type] = {"first": str, "second": str, "metric": str, "verdict": str,
+                                     "mean": float, "n": int}
 TABLES: dict[str, TableKind] = {"summary": SUMMARY, "hosts": HOSTS, "partitions": PARTITIONS,
-                                "events": EVENTS}
+                                "events": EVENTS, "replicates": REPLICATES, "series": SERIES}
 
 
 def scenario_digest(scenario: Mapping[str, Any], version: str) -> str:
@@ -69,8 +91,10 @@ def save(result: Result, path: Path, *, texts: Mapping[str, str]) -> Path:
         partial.chmod(0o777 & ~_umask())
         for name, kind in TABLES.items():
             write_table(partial / f"{name}.parquet", kind, getattr(result, name), {})
-        for name, document in (("scenario.resolved.json", result.scenario),
-                               ("run.json", result.run)):
+        documents = {"scenario.resolved.json": result.scenario, "run.json": result.run}
+        if result.plan is not None:
+            documents[PLAN_FILE] = result.plan
+        for name, document in documents.items():
             (partial / name).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         for name, text in texts.items():
             (partial / name).write_text(text, "utf-8")
@@ -141,15 +165,38 @@ def load(path: Path | str) -> Result:
             f"format_version is {run['format_version']!r}; this planner reads "
             f"{RUN_FORMAT_VERSION}", where=str(path / "run.json"),
             instead="use the planner that made it, or run the scenario again")
-    tables = {name: read_table(path / f"{name}.parquet", kind)[0]
-              for name, kind in TABLES.items()}
+    try:
+        tables = {name: read_table(path / f"{name}.parquet", kind)[0]
+                  for name, kind in TABLES.items()}
+    except TraceTooOldError as error:
+        error.instead = "run the scenario again, or use the planner that made it"
+        raise
     named = [policy.get("name") if isinstance(policy, dict) else None
              for policy in scenario["policies"]]
     found = tables["summary"].column("policy").to_pylist()
     if [name for name in named if name in found] != found or not found:
         raise DataError("the policies are not those of scenario.resolved.json",
                         where=str(path / "summary.parquet"), instead=_AGAIN)
-    return Result(scenario, run, **tables)
+    return Result(scenario, run, **tables, plan=_plan(path / PLAN_FILE))
+
+
+def _plan(path: Path) -> dict[str, Any] | None:
+    """What planning made of the replicates; None where nothing was."""
+    if not path.exists():
+        return None
+    plan = _document(path, _PLAN_KEYS)
+    if plan["format_version"] != PLAN_FORMAT_VERSION:
+        raise DataError(
+            f"format_version is {plan['format_version']!r}; this planner reads "
+            f"{PLAN_FORMAT_VERSION}", where=str(path), instead=_AGAIN)
+    for key, required in (("policies", _PLAN_POLICY_KEYS), ("requirements", _VERDICT_KEYS),
+                          ("differences", _DIFFERENCE_KEYS)):
+        if not all(isinstance(each, dict) and all(isinstance(each.get(name), kind)
+                                                  for name, kind in required.items())
+                   for each in plan[key]):
+            raise DataError(f"{key} are not as they were written", where=str(path),
+                            instead=_AGAIN)
+    return plan
 
 
 def _no_result(path: Path) -> DataError:

@@ -215,7 +215,8 @@ def compare(seed: int) -> dict[str, int]:
             for spaces in (fast, slow):
                 spaces.start_scanner(p, knobs)
         elif kind == 1:
-            results = [spaces.merge_range(p, mm, a, b) for spaces in (fast, slow)]
+            longest_ns = (0, 0, 0, 20_000_000)[step % 4]
+            results = [spaces.merge_range(p, mm, a, b, longest_ns) for spaces in (fast, slow)]
         elif kind == 2:
             results = [spaces.unmerge_range(p, mm, a, b) for spaces in (fast, slow)]
         elif kind == 3 and rng.random() < 0.3:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from planner.metrics import Result
-from planner.policies.timing import merge_text, merge_times
+from planner.policies.timing import merge_text
+from planner.policies.triggers import Stay, timed_rounds
 from planner.report import render_html, render_text
 from planner.runner import run
 from planner.scenario.spec import Kernel, Ksmd, PolicySpec, Sync, Trigger
@@ -254,10 +255,15 @@ def test_the_last_sample_and_the_partitions_are_of_one_moment(still: Path) -> No
 
 
 def test_triggers_fire_when_they_say() -> None:
+    stays = (Stay(0, 2**62, False), Stay(0, 2**62, False))
+
+    def times(sync: Sync, horizon_ns: int) -> tuple[int, ...]:
+        return tuple(each.time_ns for each in timed_rounds(sync, stays, horizon_ns))
+
     sync = Sync((Trigger("boot", 60 * SECOND, 0), Trigger("every", 0, 50 * SECOND)))
-    assert merge_times(sync, 160 * SECOND) == tuple(t * SECOND for t in (50, 60, 100, 150))
-    assert merge_times(sync, 10 * SECOND) == ()
+    assert times(sync, 160 * SECOND) == tuple(t * SECOND for t in (50, 60, 100, 150))
+    assert times(sync, 10 * SECOND) == ()
     # A call at the very end would free nothing in time.
-    assert merge_times(sync, 150 * SECOND) == tuple(t * SECOND for t in (50, 60, 100))
+    assert times(sync, 150 * SECOND) == tuple(t * SECOND for t in (50, 60, 100))
     assert merge_text(sync) == "sync boot + 60.0 s, every 50.0 s"
     assert merge_text(FAST) == "ksmd 1000 pages / 20 ms"

@@ -15,6 +15,7 @@ import typer
 from planner.cli import (
     agent,
     apply,
+    arrivals,
     calibrate,
     capture,
     compare,
@@ -69,6 +70,7 @@ app.command("calibrate", rich_help_panel=_HOSTS)(calibrate.calibrate)
 app.command("apply", rich_help_panel=_HOSTS)(apply.apply)
 counters.app.command("live")(validate.live)
 counters.app.command("plan")(apply.validate_plan)
+inventory.app.command("arrivals")(arrivals.arrivals)
 trace.app.command("import")(imports.import_trace)
 trace.app.command("join")(agent.join)
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 from planner.escape import quoted
 from planner.exporters.common import Export
-from planner.scenario.spec import Ksmd, Never
+from planner.policies.timing import merges_nothing
+from planner.scenario.spec import Ksmd
 
 __all__ = ["render"]
 
@@ -19,7 +20,7 @@ _MIN_RATE = 100.0
 
 def render(export: Export) -> str:
     """A rules file for `rule_files:`."""
-    if isinstance(export.policy.merge, Never):
+    if merges_nothing(export.policy):
         export.refuse("it never merges, so there is no forecast to hold anything against",
                       "export the policy that the hosts run")
     sharing, rate = _least_sharing(export), _highest_cow_rate(export)

@@ -12,10 +12,20 @@ from typing import Any, NoReturn
 from planner.errors import UsageError
 from planner.escape import clean, printable
 from planner.metrics import Result
-from planner.policies.partition import partition_text
-from planner.policies.timing import merge_text
+from planner.policies.partition import is_mainline, partition_text
+from planner.policies.timing import merges_nothing, timing_text
 from planner.results import policy_row, scenario_of
-from planner.scenario.spec import GuestSpec, HostSpec, Ksmd, Never, PolicySpec, Scenario, Sync
+from planner.scenario.spec import (
+    FreePages,
+    GuestSpec,
+    HostSpec,
+    Ksmd,
+    Ksmtuned,
+    Never,
+    PolicySpec,
+    Scenario,
+    Sync,
+)
 from planner.units import format_duration, format_share, format_size
 
 __all__ = ["Current", "Export", "current_settings", "is_advised", "is_guest_label", "knobs",
@@ -89,29 +99,46 @@ class Export:
         if isinstance(merge, Sync):
             self.refuse("it merges on request, and ksmd of a mainline kernel only scans",
                         "use --as selective-ksm, or export a policy with merge: ksmd")
-        if self.policy.partition_by:
-            self.refuse(f"it keeps {' and '.join(self.policy.partition_by)} apart, and ksmd of a "
+        self.check_one_space()
+        if isinstance(merge, Never):
+            return Ksmd()
+        if isinstance(merge, FreePages):
+            self.refuse("its guests give free pages back, and nothing merges",
+                        "set up free-page reporting or balloons where guests are defined")
+        if not isinstance(merge, Ksmd):
+            daemon = "ksmtuned" if isinstance(merge, Ksmtuned) else "kubevirt"
+            self.refuse("a daemon sets ksmd's pace by free memory", f"use --as {daemon}")
+        return merge
+
+    def check_one_space(self) -> None:
+        """Refuse what needs more than a host's one ksmd and what the host sees by itself."""
+        policy = self.policy
+        if not is_mainline(policy):
+            apart = policy.partition_by or [rule.name for rule in policy.partitions]
+            self.refuse(f"it keeps {' and '.join(apart)} apart, and ksmd of a "
                         "mainline kernel has one merge space a host",
                         "use --as selective-ksm, or keep tenants apart by placing them on hosts "
                         "of their own")
-        if isinstance(merge, Never):
-            return Ksmd()
-        if not isinstance(merge, Ksmd):
-            self.refuse("its merge timing is not known here", "export another policy")
-        return merge
+        if policy.cooperation.kind != "none":
+            self.refuse("its guests choose what may merge, and these settings are the host's",
+                        "export a policy without cooperation")
 
     def ksmd_without_exclusions(self) -> Ksmd:
         """The same for kinds that set whole hosts and cannot keep guests out."""
         ksmd = self.ksmd()
+        self.check_no_exclusions()
+        return ksmd
+
+    def check_no_exclusions(self) -> None:
+        """Refuse a policy that keeps guests out."""
         if self.policy.exclude:
             self.refuse("it excludes some guests, and these settings are for whole hosts",
                         "use --as proxmox or --as libvirt, which also keep guests out")
-        return ksmd
 
     @property
     def run_value(self) -> str:
         """What goes into /sys/kernel/mm/ksm/run."""
-        return "0" if isinstance(self.policy.merge, Never) else "1"
+        return "0" if merges_nothing(self.policy) else "1"
 
     def hosts(self) -> tuple[HostSpec, ...]:
         """The hosts to export for: `--host`, else all."""
@@ -171,7 +198,7 @@ class Export:
         where = "" if n_hosts == 1 else f" on {n_hosts} hosts in all"
         share = format_share(float(row["saved_share"]))
         lines = [
-            f"Policy {policy.name} of scenario {name}: {merge_text(policy.merge)}, partitions: "
+            f"Policy {policy.name} of scenario {name}: {timing_text(policy)}, partitions: "
             f"{clean(partition_text(policy), 120)}.",
             f"Run digest {self.digest}, planner {clean(run['versions'].get('planner', '?'))}.",
             f"Expected after {format_duration(self.scenario.horizon_ns)}{where}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.exporters.common import Export, is_advised
+from planner.scenario.spec import Ksmtuned
 
 __all__ = ["assignments", "render"]
 
@@ -13,6 +14,10 @@ _MIN_SLEEP_MS = 10
 
 def assignments(export: Export) -> list[str]:
     """Lines of shell assignments; refuses what the daemon cannot do."""
+    merge = export.policy.merge
+    if isinstance(merge, Ksmtuned):
+        export.check_one_space()
+        return _keys(merge)
     ksmd = export.ksmd()
     if export.run_value == "0":
         export.refuse("it never merges, and ksmtuned is there to merge",
@@ -42,10 +47,25 @@ def assignments(export: Export) -> list[str]:
     ]
 
 
+def _keys(merge: Ksmtuned) -> list[str]:
+    """The daemon's own settings, as the policy has them."""
+    return [
+        f"KSM_MONITOR_INTERVAL={merge.monitor_interval_s}",
+        f"KSM_SLEEP_MSEC={merge.sleep_msec}",
+        f"KSM_NPAGES_BOOST={merge.npages_boost}",
+        f"KSM_NPAGES_DECAY={merge.npages_decay}",
+        f"KSM_NPAGES_MIN={merge.npages_min}",
+        f"KSM_NPAGES_MAX={merge.npages_max}",
+        f"KSM_THRES_COEF={merge.thres_coef}",
+        "# in kB, despite the manuals",
+        f"KSM_THRES_CONST={merge.thres_const}",
+    ]
+
+
 def render(export: Export) -> str:
     """The file."""
-    export.ksmd_without_exclusions()
     body = assignments(export)
+    export.check_no_exclusions()
     notes = ["Put into /etc/ksmtuned.conf, then: systemctl restart ksmtuned",
              "Undo: put back the file from before, restart ksmtuned (merged pages stay merged;",
              "  echo 2 > /sys/kernel/mm/ksm/run unmerges them, and needs the memory to do so).",

@@ -30,6 +30,7 @@ def render(export: Export) -> str:
     if isinstance(policy.merge, Ksmd) and not policy.partition_by:
         export.refuse("it is what a mainline kernel does already: one merge space, one ksmd",
                       "use --as sysfs or --as tmpfiles")
+    _check_known(export)
     for key in policy.partition_by:
         if not is_guest_label(export.scenario, key):
             export.refuse(f"it separates by {key!r}, a label of regions, and a plan names whole "
@@ -55,6 +56,21 @@ def render(export: Export) -> str:
         "triggers": _triggers(policy.merge),
     }
     return json.dumps(document, indent=1) + "\n"
+
+
+def _check_known(export: Export) -> None:
+    """Refuse what the format has no place for."""
+    policy, merge = export.policy, export.policy.merge
+    if policy.partitions or policy.cooperation.kind != "none":
+        export.refuse("a plan has no explicit partitions and knows nothing of cooperating guests",
+                      "separate by a label of guests, without cooperation")
+    if not isinstance(merge, Sync | Ksmd):
+        export.refuse("nobody steers partitions by free memory", "export a policy with merge: sync")
+    if isinstance(merge, Sync) and (
+            merge.longest_call_ns or merge.stagger_ns or merge.advisor is not None
+            or any(trigger.kind not in ("boot", "every") for trigger in merge.at)):
+        export.refuse("a plan's triggers are boot and every, without limits of calls, and nobody "
+                      "advises them", "export a policy with these triggers")
 
 
 def _members(export: Export) -> dict[str, Any]:
@@ -103,5 +119,5 @@ def _triggers(merge: object) -> list[dict[str, Any]]:
         return []
     return [{"kind": trigger.kind,
              **({"after_ns": trigger.after_ns} if trigger.kind == "boot" else
-                {"every_ns": trigger.every_ns} if trigger.kind == "every" else {})}
+                {"every_ns": trigger.every_ns})}
             for trigger in merge.at]

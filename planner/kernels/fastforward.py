@@ -392,7 +392,7 @@ def _pass_slot(
                 n_skipped += 1
             else:
                 left -= 1
-                visit_ns += ksm.visit_ns(outcome, p, w)
+                visit_ns += ksm.book_visit(outcome, p, w)
             n_tree = parts[p, k.P_TREE_UNSTABLE]
             stable_ns = cost[k.COST_STABLE + ksm.levels(parts[p, k.P_TREE_STABLE])]
             late_ns = 0 if w.host[k.H_HASH_FIRST] else stable_ns
@@ -479,7 +479,7 @@ def _batch(p: int, start_ns: int, w: World, m: Marks) -> int:
         at = after
         i = 0
     ns += cold_ns * cost[k.COST_COLD_PERCENT] // 100
-    ns += (w.host[k.H_SPLITS] - n_splits) * cost[k.COST_SPLIT]
+    ns += ksm.split_ns(n_splits, p, w)
     end_ns = int(start_ns + ns)
     parts[p, k.P_SLOT] = at
     parts[p, k.P_INDEX] = i

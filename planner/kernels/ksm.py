@@ -29,9 +29,10 @@ from planner.kernels.ksmtrees import (
     unstable_search_insert,
 )
 
-__all__ = ["advance", "aged", "apply_event", "apply_events", "batch", "begin_scan", "end_scan",
+__all__ = ["advance", "aged", "apply_event", "apply_events", "batch", "begin_scan", "book_visit",
+           "end_scan",
            "leave", "levels", "link_slot", "may_skip", "next_wake", "process", "register",
-           "unlink_slot", "visit", "visit_ns"]
+           "split_ns", "unlink_slot", "visit"]
 
 # ---- time -------------------------------------------------------------------------------------
 
@@ -231,6 +232,23 @@ def visit_ns(outcome: int, p: int, w: World) -> int:
         if k.UNIQUE <= outcome < k.ZEROED or outcome == k.PAIRED:
             ns += w.cost[k.COST_UNSTABLE + levels(w.parts[p, k.P_TREE_UNSTABLE])]
     return int(ns)
+
+
+@helper
+def book_visit(outcome: int, p: int, w: World) -> int:
+    """`visit_ns`, noted apart where the visit merged a page."""
+    ns = visit_ns(outcome, p, w)
+    if outcome >= k.ZEROED or outcome == k.INHERITED:
+        w.parts[p, k.P_MERGING_NS] += ns
+    return ns
+
+
+@helper
+def split_ns(n_splits: int, p: int, w: World) -> int:
+    """Cost of the splits of huge pages since there were `n_splits`; counts them."""
+    n = w.host[k.H_SPLITS] - n_splits
+    w.parts[p, k.P_SPLITS] += n
+    return int(n * w.cost[k.COST_SPLIT])
 
 
 # ---- mm slots ---------------------------------------------------------------------------------
@@ -452,7 +470,7 @@ def batch(p: int, start_ns: int, w: World) -> int:
                     n_levels += n_unstable >> n_levels
                     visit_cost = cost[k.UNIQUE] + stable_ns + cost[k.COST_UNSTABLE + n_levels]
                 else:
-                    visit_cost = visit_ns(process(s, p, True, False, w), p, w)
+                    visit_cost = book_visit(process(s, p, True, False, w), p, w)
                     stable_ns = cost[k.COST_STABLE + levels(parts[p, k.P_TREE_STABLE])]
                     n_levels = levels(parts[p, k.P_TREE_UNSTABLE])
             else:
@@ -463,7 +481,7 @@ def batch(p: int, start_ns: int, w: World) -> int:
                     n_skipped += 1
                     ns += cost[k.SKIPPED]
                     continue
-                visit_cost = visit_ns(outcome, p, w)
+                visit_cost = book_visit(outcome, p, w)
             ns += visit_cost
             processed += 1
             if processed <= cold_pages:
@@ -479,7 +497,7 @@ def batch(p: int, start_ns: int, w: World) -> int:
         at = after
         i = 0
     ns += cold_ns * cost[k.COST_COLD_PERCENT] // 100 + cost[k.COST_BATCH]
-    ns += (w.host[k.H_SPLITS] - n_splits) * cost[k.COST_SPLIT]
+    ns += split_ns(n_splits, p, w)
     end_ns = int(start_ns + ns)
     parts[p, k.P_SLOT] = at
     parts[p, k.P_INDEX] = i

@@ -4,45 +4,78 @@ from __future__ import annotations
 
 from planner.kernels import ksmstate as k
 from planner.kernels.jit import kernel
-from planner.kernels.ksm import leave, register, visit, visit_ns
+from planner.kernels.ksm import book_visit, leave, register, split_ns, visit
 from planner.kernels.ksmpages import break_page, is_merged
 from planner.kernels.ksmstate import Array, World
 from planner.kernels.ksmtrees import drop_chain, forget, remove_node
 
-__all__ = ["break_range", "enter_mm", "exit_mm", "forget_range", "merge", "remove_all_nodes",
-           "sample"]
+__all__ = ["break_range", "enter_mm", "exit_mm", "forget_range", "leave_out", "merge",
+           "remove_all_nodes", "sample"]
 
 
 @kernel
-def merge(p: int, first: int, last: int, outcomes: Array, w: World) -> int:
-    """Visit the sites order[first:last] without checksum gate; returns the CPU time in ns.
+def merge(
+    p: int, first: int, last: int, limit_ns: int, outcomes: Array, w: World
+) -> tuple[int, int]:
+    """Visit the sites order[first:last] without checksum gate.
 
-    Adds to `outcomes` int64 (k.N_OUTCOMES,) how many visits came to what.
+    Stops after the page with which the CPU time reaches `limit_ns`, if that is not 0. Returns the
+    CPU time in ns and the index after the last site it came to. Adds to `outcomes` int64
+    (k.N_OUTCOMES,) how many visits came to what.
     """
     cost = w.cost
     ns = 0
     cold_ns = 0
     processed = 0
     n_splits = w.host[k.H_SPLITS]
-    for i in range(first, last):
+    i = first
+    while i < last and (limit_ns == 0 or ns + cold_ns * cost[k.COST_COLD_PERCENT] // 100
+                        + cost[k.COST_CALL] < limit_ns):
         s = w.order[i]
-        if w.sites[s, k.S_CONTENT] < 0:
+        i += 1
+        if w.sites[s, k.S_CONTENT] < 0 or not w.sites[s, k.S_META] & k.M_VMA:
             forget(s, w)
             ns += cost[k.HOLE]
             outcomes[k.HOLE] += 1
             continue
         outcome = visit(s, p, False, w)
         outcomes[outcome] += 1
-        visit_cost = visit_ns(outcome, p, w)
+        visit_cost = book_visit(outcome, p, w)
         ns += visit_cost
         processed += 1
         if processed <= cost[k.COST_COLD_PAGES]:
             cold_ns += visit_cost
     ns += cold_ns * cost[k.COST_COLD_PERCENT] // 100 + cost[k.COST_CALL]
-    ns += (w.host[k.H_SPLITS] - n_splits) * cost[k.COST_SPLIT]
+    ns += split_ns(n_splits, p, w)
     w.parts[p, k.P_SCANNED] += processed
     w.parts[p, k.P_CPU_NS] += ns
-    return int(ns)
+    w.parts[p, k.P_CALL_NS] += ns
+    return int(ns), i
+
+
+@kernel
+def leave_out(sites: Array, is_out: bool, w: World) -> int:
+    """Take pages out of mergeable memory, or put them back; returns how many changed.
+
+    `sites` int32. Pages that are merged stay as they are; items of others are freed at once.
+    """
+    n = 0
+    for i in range(len(sites)):
+        s = sites[i]
+        meta = w.sites[s, k.S_META]
+        if not is_out:
+            n += meta & k.M_VMA == 0
+            w.sites[s, k.S_META] = meta | k.M_VMA
+            continue
+        is_page = w.sites[s, k.S_CONTENT] >= 0
+        if not meta & k.M_VMA or meta & k.M_KSM_ZERO or (
+            is_page and w.frames[w.sites[s, k.S_FRAME], k.F_NODE] != k.NO_NODE
+        ):
+            continue
+        forget(s, w)
+        w.sites[s, k.S_META] &= ~k.M_VMA
+        n += 1
+    return n
 
 
 @kernel

@@ -115,7 +115,12 @@ TREE_FIELDS = 4
     P_ADVISOR_SCAN_S,
     P_ADVISOR_CHANGE,
     P_ADVISOR_CPU_NS,
-) = range(44)
+    P_MERGING_NS,  # part of P_CPU_NS: visits that merged a page, cold caches apart
+    P_SPLITS,  # huge pages split by visits
+    P_CALL_NS,  # part of P_CPU_NS: calls that merge
+    P_UNMERGE_NS,  # part of P_CPU_NS: calls that unmerge
+    P_BOOKED_NS,  # other calls that concern the partition, not in P_CPU_NS
+) = range(49)
 PART_FIELDS = 64
 NEVER_NS = 2**62  # of P_NEXT_NS: sleeps until an mm is registered
 

@@ -98,7 +98,8 @@ class MergeCounts:
     `merged_pages`: now share a KSM page because of this call (the candidate that a page was
     paired with was counted when it became one). `candidate_pages`: wait for a partner.
     `twin_pages`: their only partner so far is mapped to the very same frame. `refused_pages`:
-    still held by an unlinked partition. `cost_ns` is the caller's CPU time.
+    still held by an unlinked partition. `cost_ns` is the caller's CPU time. `next_vpn`: where a
+    call goes on that was stopped, else the end of the range.
     """
 
     requested_pages: int
@@ -110,6 +111,7 @@ class MergeCounts:
     refused_pages: int
     failed_pages: int
     cost_ns: int
+    next_vpn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,10 @@ class Counters:
     - `stable_nodes`: those in the tree (chain members counted, heads not)
     - `mm_slots`: mms with a rmap item (the kernel also counts those not scanned yet)
     - `metadata_bytes`: 64 per rmap item, 64 per stable node and chain head, 48 per mm slot
-    - `merge_cpu_ns`: ksmd and synchronous calls; `cow_cpu_ns`: paid by writers, not in it
+    - `merge_cpu_ns`: ksmd (`scanner_cpu_ns`), calls that merge or tell the kernel something
+      (`caller_cpu_ns`) and calls that unmerge (`unmerge_cpu_ns`); of the first two,
+      `merging_cpu_ns` went into visits that merged a page and `split_cpu_ns` into splitting
+      `huge_splits` huge pages; `cow_cpu_ns`: paid by writers, not in it
     - `cow_breaks`: writes to merged pages
     - `cross_domain_pages`: pages mapping a KSM page whose sharers belong to more than one domain;
       `cross_domain_sensitive_pages`: those with a sharer in a sensitive domain
@@ -173,10 +178,19 @@ class Counters:
     cross_domain_pages: int
     cross_domain_sensitive_pages: int
     unmerge_frames: int
+    scanner_cpu_ns: int
+    caller_cpu_ns: int
+    merging_cpu_ns: int
+    split_cpu_ns: int
+    unmerge_cpu_ns: int
+    huge_splits: int
 
 
-def counters_of(parts: I64, out: I64) -> Counters:
-    """Sums over rows of `parts`; `out`, what `ksmcalls.sample` counted, is summed already."""
+def counters_of(parts: I64, out: I64, split_ns: int) -> Counters:
+    """Sums over rows of `parts`; `out`, what `ksmcalls.sample` counted, is summed already.
+
+    `split_ns`: the cost of splitting one huge page.
+    """
     p: list[int] = parts.sum(axis=0).tolist()
     o: list[int] = out.tolist()
     items, nodes, chains = p[k.P_ITEMS], p[k.P_NODES], p[k.P_CHAINS]
@@ -208,10 +222,16 @@ def counters_of(parts: I64, out: I64) -> Counters:
         metadata_bytes=items * RMAP_ITEM_BYTES
         + (nodes + chains) * STABLE_NODE_BYTES
         + mm_slots * MM_SLOT_BYTES,
-        merge_cpu_ns=p[k.P_CPU_NS],
+        merge_cpu_ns=p[k.P_CPU_NS] + p[k.P_BOOKED_NS],
         cow_breaks=p[k.P_COW],
         cow_cpu_ns=p[k.P_COW_NS],
         cross_domain_pages=o[k.OUT_CROSS],
         cross_domain_sensitive_pages=o[k.OUT_CROSS_SENSITIVE],
         unmerge_frames=o[k.OUT_UNMERGE],
+        scanner_cpu_ns=p[k.P_CPU_NS] - p[k.P_CALL_NS] - p[k.P_UNMERGE_NS],
+        caller_cpu_ns=p[k.P_CALL_NS] + p[k.P_BOOKED_NS],
+        merging_cpu_ns=p[k.P_MERGING_NS],
+        split_cpu_ns=p[k.P_SPLITS] * split_ns,
+        unmerge_cpu_ns=p[k.P_UNMERGE_NS],
+        huge_splits=p[k.P_SPLITS],
     )

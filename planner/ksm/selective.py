@@ -61,10 +61,12 @@ class SelectiveKsm(Partitions[int | None]):
         self._knobs = knobs or Knobs.of_kernel(spaces.kernel)
         self._in_use: set[int] = set()
 
-    def ksm_merge(self, fd: int, pid: int, addr: int, size: int) -> MergeCounts:
+    def ksm_merge(self, fd: int, pid: int, addr: int, size: int,
+                  longest_ns: int = 0) -> MergeCounts:
         """Merge [addr, addr + size) of process `pid` within the partition, before returning.
 
-        Pages of the range that belong to other partitions are left alone and not tried.
+        Pages of the range that belong to other partitions are left alone and not tried. With
+        `longest_ns` the call stops after that CPU time, as one ended by a signal would.
         Raises `OSError`: EBADF; EACCES (opened O_RDONLY); EOPNOTSUPP (not opened with KSM_SYNC);
         EINVAL (not page aligned, size 0, wraps around); ESRCH.
         """
@@ -73,8 +75,8 @@ class SelectiveKsm(Partitions[int | None]):
         partition.n_calls += 1
         if partition.kept is None:
             return MergeCounts(end_vpn - start_vpn, 0, 0, 0, 0, 0, 0, 0,
-                               self._spaces.cost.call_ns)
-        return self._spaces.merge_range(partition.kept, mm, start_vpn, end_vpn)
+                               self._spaces.cost.call_ns, end_vpn)
+        return self._spaces.merge_range(partition.kept, mm, start_vpn, end_vpn, longest_ns)
 
     def ksm_unmerge(self, fd: int, pid: int, addr: int, size: int) -> UnmergeCounts:
         """Undo merging in [addr, addr + size) of process `pid`; errno as for `ksm_merge`."""

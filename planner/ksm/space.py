@@ -391,11 +391,13 @@ class MergeSpaces:
         bounds = np.searchsorted(vpn, [min(start_vpn, 2**62), min(end_vpn, 2**62)])
         return start + int(bounds[0]), start + int(bounds[1])
 
-    def merge_range(self, partition: int, mm: int, start_vpn: int, end_vpn: int) -> MergeCounts:
+    def merge_range(self, partition: int, mm: int, start_vpn: int, end_vpn: int,
+                    longest_ns: int = 0) -> MergeCounts:
         """Merge the pages [start_vpn, end_vpn) of `mm` now, within `partition`.
 
         No checksum gate: one call merges. Pages without a partner become candidates and stay so
         until matched, written or unmerged. Pages of other partitions and absent pages are left.
+        The call stops after the page with which its CPU time reaches `longest_ns`, if not 0.
         Raises `UsageError` for an unknown partition or mm.
         """
         row = self._row(partition)
@@ -404,7 +406,7 @@ class MergeSpaces:
         self._n_calls += 1
         outcomes = np.zeros(k.N_OUTCOMES, dtype=np.int64)
         self._w.host[k.H_NOW_JIFFY] = self._now_ns // self._w.host[k.H_JIFFY_NS]
-        cost_ns = ksmcalls.merge(row, first, last, outcomes, self._w)
+        cost_ns, after = ksmcalls.merge(row, first, last, int(longest_ns), outcomes, self._w)
         seen = outcomes.tolist()
         return MergeCounts(
             requested_pages=end_vpn - start_vpn,
@@ -416,7 +418,28 @@ class MergeSpaces:
             refused_pages=seen[k.FOREIGN],
             failed_pages=seen[k.FAILED] + seen[k.GAVE_UP],
             cost_ns=int(cost_ns),
+            next_vpn=end_vpn if after == last else int(self._vpn[self._w.order[after]]),
         )
+
+    def leave_out(self, sites: I32, is_out: bool) -> int:
+        """Make pages of these sites no candidates (MADV_UNMERGEABLE), or candidates again.
+
+        `sites`: rows of the site table that are eligible. Pages that are merged now stay merged
+        and are left alone; others lose their rmap item at once. Counters of eligible pages do not
+        change. Returns how many pages changed.
+        """
+        self._settle()
+        self._n_calls += 1
+        return int(ksmcalls.leave_out(np.ascontiguousarray(sites, np.int32), is_out, self._w))
+
+    def book(self, partition: int, cpu_ns: int) -> None:
+        """Add a caller's CPU time that merges nothing itself, such as naming ranges."""
+        self._w.parts[self._row(partition), k.P_BOOKED_NS] += cpu_ns
+
+    def live_frames(self) -> tuple[int, int]:
+        """Frames in use without merging and with it; cheap."""
+        parts = self._w.parts
+        return int(parts[:, k.P_LIVE_BASE].sum()), int(parts[:, k.P_LIVE_PHYS].sum())
 
     def unmerge_range(self, partition: int, mm: int, start_vpn: int, end_vpn: int) -> UnmergeCounts:
         """Give each merged page of the range its own frame and forget its rmap item.
@@ -437,7 +460,7 @@ class MergeSpaces:
         ksmcalls.forget_range(row, first, last, self._w)
         n_unmerged += n_zero - int(part[k.P_ZERO])
         cost_ns = self.cost.call_ns + n_unmerged * self.cost.unmerge_ns
-        part[k.P_CPU_NS] += cost_ns
+        part[[k.P_CPU_NS, k.P_UNMERGE_NS]] += cost_ns
         return UnmergeCounts(requested_pages, n_unmerged, cost_ns)
 
     def reset_partition(self, partition: int) -> UnmergeCounts:
@@ -508,13 +531,13 @@ class MergeSpaces:
         mm_slots = int(out[0, k.OUT_MM_SLOTS])
         total = out.sum(axis=0)
         total[k.OUT_MM_SLOTS] = mm_slots
-        return counters_of(parts, total)
+        return counters_of(parts, total, self.cost.split_ns)
 
     def partition_counters(self) -> list[Counters]:
         """Counters of each partition of the plan, in order; O(sites)."""
         parts, out = self._sample()
         plan = self._w.parts[:, k.P_PLAN]
-        return [counters_of(parts[plan == row], out[plan == row].sum(axis=0))
+        return [counters_of(parts[plan == row], out[plan == row].sum(axis=0), self.cost.split_ns)
                 for row in range(1, self._n_partitions + 1)]
 
     def one_partition_counters(self, partition: int) -> Counters:
@@ -524,7 +547,7 @@ class MergeSpaces:
         """
         row = self._row(partition)
         parts, out = self._sample()
-        return counters_of(parts[row : row + 1], out[row])
+        return counters_of(parts[row : row + 1], out[row], self.cost.split_ns)
 
 
 def _content_keys(zero: NDArray[np.generic]) -> NDArray[np.uint64]:

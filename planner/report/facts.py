@@ -130,6 +130,8 @@ class Facts:
     has_sensitive: bool
     has_validation: bool
     warnings: tuple[str, ...]
+    #: replicates of a fleet, or of a replay with more than one; 1: a single run
+    n_replicates: int = 1
 
     @property
     def is_measured(self) -> bool:
@@ -149,6 +151,9 @@ def gather(result: Result) -> Facts:
     workloads = scenario.get("workloads", ())
     n_guests = sum(len(w.get("guests", ())) for w in workloads)
     domains = scenario.get("domains") or {}
+    n_hosts, plan = len(scenario.get("hosts", ())), result.plan or {}
+    if plan.get("is_drawn"):
+        n_guests, n_hosts = int(plan["n_guests"]), int(plan["n_machines"])
     return Facts(
         title=clean(scenario.get("name", ""), 80),
         digest=clean(result.run["digest"], 80),
@@ -157,12 +162,13 @@ def gather(result: Result) -> Facts:
         unit=memory_unit(largest),
         horizon_ns=int(scenario.get("horizon_ns", 0)),
         n_guests=n_guests,
-        n_hosts=len(scenario.get("hosts", ())),
+        n_hosts=n_hosts,
         timings=tuple(clean(label) for label in result.run["timings"]),
         has_sensitive=bool(domains.get("sensitive"))
         or any(int(r["cross_domain_sensitive_pages"]) for r in rows),
         has_validation=bool(result.run["validated"]),
         warnings=tuple(clean(text, 1000) for text in result.run["warnings"]),
+        n_replicates=max(int(plan.get("n_replicates", 1)), 1),
     )
 
 
@@ -246,14 +252,14 @@ def verdict(facts: Facts) -> tuple[str, ...]:
 
 
 def _unknown(facts: Facts, chosen: Strategy | None) -> str:
-    unknown = ["the spread between runs (this is one run)"]
+    unknown = ["the spread between runs (this is one run)"] if facts.n_replicates == 1 else []
     if not facts.is_measured:
         unknown.insert(0, "CPU and times on your machine (its timings were not measured)")
     if not facts.has_validation:
         unknown.insert(0, "how close the model is to your hosts (not validated there)")
-    listed = ", ".join(unknown[:-1]) + (" and " if len(unknown) > 1 else "") + unknown[-1]
+    listed = " and ".join([*([", ".join(unknown[:-1])] if unknown[1:] else []), *unknown[-1:]])
     if chosen is None:
-        return f"Not known: {listed}."
+        return f"Not known: {listed}." if unknown else "Measured and validated on your hosts."
     needed = facts.unit.text(int(chosen.row["unmerge_bytes"]))
     return (f"If every merge of {chosen.label} were undone at once, {needed} of free memory "
-            f"would be needed; not known: {listed}.")
+            f"would be needed{'; not known: ' if unknown else ''}{listed}.")

@@ -19,6 +19,14 @@ from planner.report.columns import (
     table_width,
 )
 from planner.report.facts import MIN_SAVED_SHARE, Facts, Strategy, best, clean, gather, verdict
+from planner.report.plan_text import (
+    is_told,
+    plan_closing,
+    plan_columns,
+    plan_definitions,
+    plan_notes,
+    requirement_lines,
+)
 from planner.report.trace_text import render_trace_info
 from planner.units import format_duration, format_share
 
@@ -101,10 +109,23 @@ def render_text(result: Result, *, width: int, colour: bool) -> str:
     baseline = f", baseline {facts.strategies[0].label}" if facts.strategies else ""
     head = (f"{facts.title}: {facts.n_guests} {guests} on {facts.n_hosts} {hosts}, "
             f"{format_duration(facts.horizon_ns)}{baseline}")
+    plan = result.plan
+    has_plan = plan is not None and is_told(plan)
+    if plan is not None and has_plan and facts.n_replicates > 1:
+        head += f", {facts.n_replicates} replicates"
     lines = [*textwrap.wrap(head, width), ""]
-    lines += _table(facts, width, colour)
+    lines += _table(lambda policy_width: plan_columns(facts, plan, policy_width) if plan is not None
+                    and has_plan else result_columns(facts, policy_width), width, colour)
     lines.append("")
-    lines += [sgr(line, DIM, colour) for line in textwrap.wrap(definitions(facts), width)]
+    told = plan_definitions(facts, plan) if plan is not None and has_plan else definitions(facts)
+    lines += [sgr(line, DIM, colour) for line in textwrap.wrap(told, width)]
+    if plan is not None and has_plan:
+        for note in plan["notes"]:
+            if note not in result.run["warnings"]:
+                lines += [sgr(line, YELLOW, colour)
+                          for line in textwrap.wrap(f"! {clean(note, 1000)}", width)]
+        for note in plan_notes(facts, plan):
+            lines += textwrap.wrap(note, width)
     if not facts.is_measured:
         note = (f"Timings: {', '.join(facts.timings) or 'not stated'}; CPU and times were not "
                 "measured on your machine.")
@@ -112,18 +133,22 @@ def render_text(result: Result, *, width: int, colour: bool) -> str:
     for warning in facts.warnings:
         lines += [sgr(line, YELLOW, colour) for line in textwrap.wrap(f"Note: {warning}", width)]
     lines.append("")
+    if plan is not None and (plan["requirements"] or has_plan):
+        lines += [*requirement_lines(facts, plan, colour), ""]
     for sentence in verdict(facts):
         lines += textwrap.wrap(sentence, width)
+    if plan is not None and (plan["requirements"] or has_plan):
+        lines += textwrap.wrap(plan_closing(plan), width)
     return "\n".join(lines) + "\n"
 
 
-def _table(facts: Facts, width: int, colour: bool) -> list[str]:
+def _table(columns_of: Callable[[int], list[Column]], width: int, colour: bool) -> list[str]:
     """The table with policy names as long as fits without splitting it, if any length does."""
     for policy_width, gap in ((48, 2), (24, 2), (24, 1), (16, 1)):
-        columns = result_columns(facts, policy_width)
+        columns = columns_of(policy_width)
         if table_width(columns, gap) <= width:
             return render_table(columns, width=width, colour=colour, gap=gap)
-    return render_table(result_columns(facts, 16), width=width, colour=colour)
+    return render_table(columns_of(16), width=width, colour=colour)
 
 
 def render_json(result: Result) -> dict[str, Any]:
@@ -145,4 +170,5 @@ def render_json(result: Result) -> dict[str, Any]:
         "is_measured": facts.is_measured,
         "verdict": list(verdict(facts)),
         "policies": rows,
+        "plan": result.plan,
     }

@@ -9,98 +9,115 @@ from __future__ import annotations
 import os.path
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from planner.errors import DataError
+from planner.scenario.checks import check_scenario
+from planner.scenario.checks_fleet import check_arrivals
 from planner.scenario.load import (
     Part,
     RawScenario,
     check_values,
-    did_you_mean,
     read_scenario,
 )
-from planner.scenario.schema import (
-    NAME_PATTERN,
+from planner.scenario.resolve_fleet import (
+    check_incidents,
+    costs_of,
+    dealt_domains,
+    draw_of,
+    fleet_reason,
+    fleet_shares,
+    fleet_spec,
+    precision_of,
+    require_of,
+    resolved_draw,
+    resolved_fleet,
+    resolved_plan,
+)
+from planner.scenario.resolve_policies import labels_of, policy_of, resolved_policy
+from planner.scenario.schema import ScenarioDocument
+from planner.scenario.schema_fleet import (
     DomainsModel,
     FleetReference,
     HostModel,
     LabelReference,
-    PolicyModel,
-    ResolvedDocument,
-    ResolvedPolicy,
-    ResolvedTrigger,
-    ScenarioDocument,
-    TriggerModel,
     WorkloadModel,
 )
+from planner.scenario.schema_resolved import ResolvedDocument
+from planner.scenario.schema_values import NAME_PATTERN
 from planner.scenario.spec import (
     OWN_LABELS,
+    ArrivalFacts,
+    ArrivalsSpec,
     DomainsSpec,
+    DrawSpec,
     FleetFacts,
     GuestFacts,
     GuestSpec,
     HostSpec,
-    Ksmd,
-    Labels,
-    Merge,
-    Never,
+    LoadSpec,
     OutputSpec,
-    PolicySpec,
     Scenario,
-    Sync,
     TraceFacts,
-    Trigger,
     WorkloadSpec,
 )
-from planner.units import format_duration, format_size
+from planner.scenario.words import did_you_mean
 
-__all__ = ["from_json", "load_scenario", "resolve"]
+__all__ = ["ArrivalsOf", "FactsOf", "FleetOf", "attempt", "from_json", "load_scenario", "resolve"]
 
 FactsOf = Callable[[Path], TraceFacts]
 FleetOf = Callable[[Path], FleetFacts]
 
-_PAGE_BYTES = 4096
+ArrivalsOf = Callable[[Path], ArrivalFacts]
+
 _TIMINGS = "builtin:unmeasured"
-#: Beyond these a run would only fill the disk.
-_MAX_SAMPLES = 100_000
-_MAX_TRIGGERS = 100_000
-_MAX_DEALT = 10_000
+_DRAWN_REPLICATES = 5
 #: Default sampling: the longest of these that gives at least a hundred samples.
 _SAMPLE_STEPS_S = (3600, 1800, 900, 600, 300, 120, 60, 30, 15, 10, 5, 2, 1)
-_RANGE = re.compile(r"(.*)\{([0-9]{1,6})\.\.([0-9]{1,6})\}(.*)", re.ASCII | re.DOTALL)
 
 
 def load_scenario(
     path: str | Path, facts_of: FactsOf, overrides: Sequence[str] = (),
     fleet_of: FleetOf | None = None, notes: list[str] | None = None,
+    arrivals_of: ArrivalsOf | None = None,
 ) -> Scenario:
     """The resolved scenario of a file in either form.
 
     `facts_of` is called once for each trace, with its absolute path, and raises DataError
-    where the trace cannot be used; `fleet_of` likewise for the inventory of `hosts: {from:}`.
-    `overrides` are `KEY.PATH=VALUE` texts. What of the inventory has no effect is said in
-    `notes`, which is added to. Raises ScenarioError with every problem, or DataError.
+    where the trace cannot be used; `fleet_of` likewise for the inventory of `hosts: {from:}`,
+    `arrivals_of` for an arrival table. `overrides` are `KEY.PATH=VALUE` texts. What has no effect,
+    and what the reader of a result should know, is said in `notes`, which is added to; so is that
+    the cases of a sweep are left out (see `load_cases`). Raises ScenarioError with every problem,
+    or DataError.
     """
-    return resolve(read_scenario(path, overrides), facts_of, fleet_of, notes)
+    return resolve(read_scenario(path, overrides), facts_of, fleet_of, notes, arrivals_of)
 
 
 def resolve(raw: RawScenario, facts_of: FactsOf, fleet_of: FleetOf | None = None,
-            notes: list[str] | None = None) -> Scenario:
+            notes: list[str] | None = None,
+            arrivals_of: ArrivalsOf | None = None) -> Scenario:
     """Fill defaults, follow references and check against the traces; see `load_scenario`."""
-    if raw.document is None:
+    scenario, data_error, found_notes = attempt(raw, facts_of, fleet_of, arrivals_of)
+    if raw.found or scenario is None:
         raise raw.error()
-    resolver = _Resolver(raw, facts_of, fleet_of)
-    scenario = resolver.scenario(raw.document)
-    if raw.found:
-        raise raw.error()
-    if resolver.data_error is not None:
-        raise resolver.data_error
+    if data_error is not None:
+        raise data_error
     if notes is not None:
-        notes += resolver.notes
+        notes += found_notes
     return scenario
+
+
+def attempt(raw: RawScenario, facts_of: FactsOf, fleet_of: FleetOf | None,
+            arrivals_of: ArrivalsOf | None) -> tuple[Scenario | None, DataError | None, list[str]]:
+    """Resolve as far as it goes: faults go to `raw`; the first DataError, and the notes."""
+    if raw.document is None:
+        return None, None, []
+    resolver = _Resolver(raw, facts_of, fleet_of, arrivals_of)
+    return resolver.scenario(raw.document), resolver.data_error, resolver.notes
 
 
 def from_json(form: Mapping[str, Any]) -> Scenario:
@@ -120,25 +137,23 @@ def _no_facts(path: Path) -> TraceFacts:
     raise DataError("not looked at", where=str(path))
 
 
-def _labels(mapping: Mapping[str, str]) -> Labels:
-    return tuple(sorted(mapping.items()))
-
-
 def _guest(
     guest_id: int, name: str, domain: str, group: str, labels: Mapping[str, str]
 ) -> GuestSpec:
     own = {"domain": domain, "group": group, "guest": name}
-    return GuestSpec(guest_id, name, domain, group, _labels({**labels, **own}))
+    return GuestSpec(guest_id, name, domain, group, labels_of({**labels, **own}))
 
 
 class _Resolver:
     """One pass over one document. Problems go to `raw`, the first bad trace to `data_error`."""
 
-    def __init__(self, raw: RawScenario, facts_of: FactsOf,
-                 fleet_of: FleetOf | None = None) -> None:
+    def __init__(self, raw: RawScenario, facts_of: FactsOf, fleet_of: FleetOf | None = None,
+                 arrivals_of: ArrivalsOf | None = None) -> None:
         self.raw = raw
         self.facts_of = facts_of
         self.fleet_of = fleet_of
+        self.arrivals_of = arrivals_of
+        self.table: ArrivalFacts | None = None
         self.notes: list[str] = []
         self.data_error: DataError | None = None
         self._known: dict[str, TraceFacts | None] = {}
@@ -151,9 +166,13 @@ class _Resolver:
                 for index, workload in enumerate(scenario.workloads)
             ]
             self._check_guests_stand(scenario, facts)
+            if scenario.fleet is not None and scenario.fleet.arrivals is not None:
+                self._read_table(scenario.fleet.arrivals.table, ("fleet", "arrivals", "table"))
         else:
             scenario, facts = self.human(document)
-        self._check(scenario, facts)
+        check_scenario(self.raw, scenario, facts, self.notes)
+        if self.table is not None:
+            check_arrivals(self.raw, scenario, self.table, self.notes)
         return scenario
 
     # -- traces
@@ -164,23 +183,37 @@ class _Resolver:
             return None
         if path not in self._known:
             self._known[path] = None
-            try:
+            with self._data_errors(where, path):
                 facts = self.facts_of(Path(path))
                 if not facts.guests:
                     raise DataError("the trace holds no guest", where=path,
                                     instead="capture again while the guests run")
                 self._known[path] = facts
-            except DataError as error:
-                if self.data_error is None:
-                    error.where = f"{self.raw.place_of(where)}: {error.where}".rstrip(": ")
-                    self.data_error = error
-            except OSError as error:
-                if self.data_error is None:
-                    self.data_error = DataError(
-                        f"cannot be read: {error.strerror or error}",
-                        where=f"{self.raw.place_of(where)}: {path}",
-                    )
         return self._known[path]
+
+    def _read_table(self, path: str, where: tuple[Part, ...]) -> ArrivalFacts | None:
+        if self.arrivals_of is None:
+            self.raw.doubt(where, "no arrival table can be read here; leave arrivals out")
+            return None
+        with self._data_errors(where, path):
+            self.table = self.arrivals_of(Path(path))
+        return self.table
+
+    @contextmanager
+    def _data_errors(self, where: tuple[Part, ...], path: str) -> Iterator[None]:
+        """Keeps the first DataError, with the place that names the file."""
+        try:
+            yield
+        except DataError as error:
+            if self.data_error is None:
+                error.where = f"{self.raw.place_of(where)}: {error.where}".rstrip(": ")
+                self.data_error = error
+        except OSError as error:
+            if self.data_error is None:
+                self.data_error = DataError(
+                    f"cannot be read: {error.strerror or error}",
+                    where=f"{self.raw.place_of(where)}: {path}",
+                )
 
     # -- the inventory
 
@@ -190,13 +223,9 @@ class _Resolver:
         if self.fleet_of is None:
             self.raw.doubt(where, "no inventory can be read here; list the hosts")
             return None
-        try:
+        with self._data_errors(where, path):
             return self.fleet_of(Path(path))
-        except DataError as error:
-            if self.data_error is None:
-                error.where = f"{self.raw.place_of(where)}: {error.where}".rstrip(": ")
-                self.data_error = error
-            return None
+        return None
 
     def _fleet_hosts(self, fleet: FleetFacts | None) -> tuple[HostSpec, ...]:
         """The hosts of an inventory with the defaults of hosts that are written."""
@@ -255,15 +284,16 @@ class _Resolver:
             fleet = self._fleet(document.hosts)
             hosts = self._fleet_hosts(fleet)
         else:
-            hosts = tuple(self._host(index, host) for index, host in enumerate(document.hosts))
+            hosts = tuple(map(self._host, document.hosts))
         paths = [
             os.path.abspath(self.raw.base / workload.trace) for workload in document.workloads
         ]
         facts = [self._facts(path, index) for index, path in enumerate(paths)]
         if fleet is not None:
             facts = self._labelled(facts, fleet)
+        reason = fleet_reason(document)
         chosen = [
-            self._selected(index, workload, trace_facts)
+            self._selected(index, workload, trace_facts, is_drawn=reason is not None)
             for index, (workload, trace_facts) in enumerate(
                 zip(document.workloads, facts, strict=True)
             )
@@ -272,54 +302,86 @@ class _Resolver:
             [(workload.name, guests)
              for workload, guests in zip(document.workloads, chosen, strict=True)]
         )
+        self._check_choice(document, reason)
+        if document.sweep:
+            self.notes.append("the values of sweep are left out here: this is the scenario as it "
+                              "stands without them")
+        shares = fleet_shares(self.raw, document)
         group_of = _group_of(document.domains)
-        workloads = tuple(
-            WorkloadSpec(
+        workloads = []
+        for index, (workload, trace_facts) in enumerate(
+                zip(document.workloads, facts, strict=True)):
+            domains = dealt_domains(self.raw, index, workload)
+            draw = None
+            if reason is not None:
+                draw = draw_of(self.raw, index, workload, reason, shares[index], domains)
+            workloads.append(WorkloadSpec(
                 name=workload.name,
                 trace=paths[index],
                 trace_digest=trace_facts.digest if trace_facts else "",
-                host=self._host_of(index, workload, hosts),
-                select=_labels(workload.select),
-                guests=self._guests(index, workload, chosen[index], names[index], group_of),
+                host=self._host_of(index, workload, hosts) if draw is None else "",
+                select=labels_of(workload.select),
+                guests=self._guests(index, workload, chosen[index], names[index], group_of,
+                                    domains, draw),
                 mergeable=workload.mergeable,
-            )
-            for index, (workload, trace_facts) in enumerate(
-                zip(document.workloads, facts, strict=True)
-            )
-        )
-        horizon_ns = self._horizon(document, facts)
+                draw=draw,
+            ))
+        horizon_ns = self._horizon(document, facts, reason)
+        default_replicates = 1 if reason is None else _DRAWN_REPLICATES
         return Scenario(
             format=1,
             name=document.name,
             seed=document.seed,
             horizon_ns=horizon_ns,
             hosts=hosts,
-            workloads=workloads,
+            workloads=tuple(workloads),
             domains=_domains(document.domains.groups, document.domains.sensitive),
-            policies=tuple(map(_policy, document.policies)),
+            policies=tuple(policy_of(self.raw, index, policy)
+                           for index, policy in enumerate(document.policies)),
             output=OutputSpec(
                 document.output.folder,
                 document.output.sample_every or _sample_step(horizon_ns),
             ),
+            replicates=document.replicates or default_replicates,
+            warm_up_ns=document.warm_up,
+            fleet=None if reason is None else fleet_spec(document, self._arrivals(document)),
+            precision=precision_of(document.precision),
+            costs=costs_of(document.costs),
+            require=tuple(require_of(self.raw, index, required)
+                          for index, required in enumerate(document.require)),
         ), facts
 
-    def _host(self, index: int, host: Any) -> HostSpec:
+    def _check_choice(self, document: ScenarioDocument, reason: tuple[Part, ...] | None) -> None:
+        """What only one of replay and draw can have."""
+        check_incidents(self.raw, document.incidents)
+        if reason is not None and document.placement == "as-recorded":
+            what = ".".join(str(part) for part in reason if isinstance(part, str))
+            self.raw.fault(("placement",), "as-recorded replays the captured guests, which do not "
+                           f"go with {what}; write first-fit or another placement, or leave "
+                           f"{what} out")
+        if reason is None and document.precision not in (None, "exact"):
+            self.raw.fault(("precision",), "replayed guests are simulated page by page; write "
+                           "exact, or leave precision out", at_key=True)
+
+    def _arrivals(self, document: ScenarioDocument) -> ArrivalsSpec | None:
+        given = document.arrivals
+        if given is None:
+            return None
+        path = os.path.abspath(self.raw.base / given.table)
+        table = None
+        if not self.raw.is_doubtful("arrivals", "table"):
+            table = self._read_table(path, ("arrivals", "table"))
+        return ArrivalsSpec(path, table.digest if table else "", given.from_, given.speed,
+                            given.limit or 0)
+
+    def _host(self, host: HostModel) -> HostSpec:
         reserved_bytes = (
             int(host.memory * host.reserved) if isinstance(host.reserved, float) else host.reserved
         )
-        if host.count > 1 and not self.raw.is_doubtful("hosts", index, "count"):
-            self.raw.fault(
-                ("hosts", index, "count"),
-                f"count {host.count}: hosts and guests stand as captured in this version; "
-                "placing guests on copies of a host arrives with the population model",
-            )
+        load = None if host.load is None else LoadSpec(host.load.low, host.load.high,
+                                                       host.load.period)
         return HostSpec(host.name, host.memory, reserved_bytes, host.cores, host.hz,
-                        self._timings(host.timings), host.kernel)
-
-    def _shown(self, timings: str) -> str:
-        """Timings as the file names them."""
-        return (timings if timings.startswith("builtin:")
-                else os.path.relpath(timings, os.path.abspath(self.raw.base)))
+                        self._timings(host.timings), host.kernel, host.count, load)
 
     def _timings(self, timings: str) -> str:
         """The name of built-in timings, or the absolute path of a calibration."""
@@ -341,9 +403,9 @@ class _Resolver:
         return hosts[0].name if hosts else "none"
 
     def _selected(
-        self, index: int, workload: WorkloadModel, facts: TraceFacts | None
+        self, index: int, workload: WorkloadModel, facts: TraceFacts | None, *, is_drawn: bool
     ) -> list[GuestFacts]:
-        """The captured guests of a workload, by id."""
+        """The captured guests of a workload, by id: replayed, or what others are drawn like."""
         if facts is None:
             return []
         guests = sorted(facts.guests, key=lambda guest: guest.guest_id)
@@ -370,13 +432,13 @@ class _Resolver:
                 ("workloads", index, "select"),
                 "no guest of the trace has all these labels; each of them alone is known",
             )
-        if workload.count is not None and guests:
+        if workload.count is not None and guests and not is_drawn:
             if workload.count > len(guests):
                 self.raw.doubt(
                     ("workloads", index, "count"),
-                    f"count {workload.count} is more than the {len(guests)} captured: copies of "
-                    "a captured guest would turn its private pages into duplicates, so more "
-                    "guests need a population model, which this version does not have",
+                    f"count {workload.count} is more than the {len(guests)} captured, and copies "
+                    "of a captured guest would turn its private pages into duplicates; to draw "
+                    "guests like the captured ones write placement: first-fit",
                 )
             guests = guests[: workload.count]
         return guests
@@ -388,6 +450,8 @@ class _Resolver:
         guests: list[GuestFacts],
         names: list[str],
         group_of: Mapping[str, str],
+        dealt: Sequence[str],
+        draw: DrawSpec | None,
     ) -> tuple[GuestSpec, ...]:
         for key in OWN_LABELS:
             if key in workload.labels:
@@ -400,9 +464,9 @@ class _Resolver:
                 self.raw.doubt(("workloads", index, "labels", "image"),
                                "label 'image' is given by image: too; keep one", at_key=True)
             added["image"] = workload.image
-        dealt = self._dealt(index, workload)
         specs = []
         missing: list[str] = []
+        alone: list[str] = []
         for position, (guest, name) in enumerate(zip(guests, names, strict=True)):
             labels = {**guest.labels, **added}
             if isinstance(workload.domain, LabelReference):
@@ -414,6 +478,8 @@ class _Resolver:
                 domain = dealt[position % len(dealt)]
             else:
                 domain = labels.get("domain") or labels.get("tenant") or name
+                if domain == name:
+                    alone.append(guest.name)
             specs.append(
                 _guest(guest.guest_id, name, domain, group_of.get(domain, domain), labels)
             )
@@ -426,37 +492,34 @@ class _Resolver:
                 who = f"{len(missing)} guests have"
             self.raw.doubt(("workloads", index, "domain", "label"),
                            f"{who} no label {key!r}{hint}")
+        if alone and draw is not None and workload.domain is None and (
+                draw.count or draw.arrivals_per_hour):
+            self.raw.doubt(
+                ("workloads", index),
+                f"guest {alone[0]!r} has no label domain or tenant, and guests drawn like it "
+                "cannot all be of one domain because of its name; write domain: tenant-{1..30}, "
+                "or another name or pattern")
         return tuple(specs)
 
-    def _dealt(self, index: int, workload: WorkloadModel) -> list[str]:
-        """The domains of a name or a pattern such as `tenant-{1..3}`, in turn."""
-        text = workload.domain
-        if not isinstance(text, str):
-            return []
-        if not re.search(r"[{}]", text):
-            return [text]
-        path = ("workloads", index, "domain")
-        match = _RANGE.fullmatch(text)
-        if match is None or re.search(r"[{}]", match.group(1) + match.group(4)):
-            self.raw.doubt(path, f"{text!r} is not a pattern; write tenant-{{1..3}}, "
-                           "with one range of whole numbers")
-            return []
-        before, first, last, after = match.groups()
-        if not 0 <= int(last) - int(first) < _MAX_DEALT:
-            self.raw.doubt(path, f"{text!r}: the range must rise, and give at most {_MAX_DEALT} "
-                           "domains")
-            return []
-        width = len(first) if first.startswith("0") else 0
-        return [f"{before}{i:0{width}}{after}" for i in range(int(first), int(last) + 1)]
-
-    def _horizon(self, document: ScenarioDocument, facts: Sequence[TraceFacts | None]) -> int:
+    def _horizon(self, document: ScenarioDocument, facts: Sequence[TraceFacts | None],
+                 reason: tuple[Part, ...] | None) -> int:
         if document.horizon != "captured":
             return int(document.horizon)
+        if reason is not None and not self.raw.is_doubtful("horizon"):
+            is_given = "horizon" in document.model_fields_set
+            self.raw.fault(("horizon",) if is_given else reason,
+                           "drawn guests live on beyond the capture, so the scenario must say how "
+                           "long to simulate: write horizon: 3d", at_key=not is_given)
+            self.raw.doubtful.add(("horizon",))
         return min((trace.span_ns for trace in facts if trace is not None), default=0)
 
     # -- the resolved form
 
     def resolved(self, document: ResolvedDocument) -> Scenario:
+        precision, costs, require = resolved_plan(document)
+        table = ""
+        if document.fleet is not None and document.fleet.arrivals is not None:
+            table = os.path.abspath(self.raw.base / document.fleet.arrivals.table)
         return Scenario(
             format=document.planner,
             name=document.name,
@@ -464,7 +527,9 @@ class _Resolver:
             horizon_ns=document.horizon_ns,
             hosts=tuple(
                 HostSpec(h.name, h.memory_bytes, h.reserved_bytes, h.cores, h.hz,
-                         self._timings(h.timings), h.kernel)
+                         self._timings(h.timings), h.kernel, h.count,
+                         None if h.load is None
+                         else LoadSpec(h.load.low, h.load.high, h.load.period_ns))
                 for h in document.hosts
             ),
             workloads=tuple(
@@ -473,18 +538,25 @@ class _Resolver:
                     trace=os.path.abspath(self.raw.base / w.trace),
                     trace_digest=w.trace_digest,
                     host=w.host,
-                    select=_labels(w.select),
+                    select=labels_of(w.select),
                     guests=tuple(
                         _guest(g.trace_guest_id, g.name, g.domain, g.group, g.labels)
                         for g in w.guests
                     ),
                     mergeable=w.mergeable,
+                    draw=resolved_draw(w.draw),
                 )
                 for w in document.workloads
             ),
             domains=_domains(document.domains.groups, document.domains.sensitive),
-            policies=tuple(map(_policy, document.policies)),
+            policies=tuple(map(resolved_policy, document.policies)),
             output=OutputSpec(document.output.folder, document.output.sample_every_ns),
+            replicates=document.replicates,
+            warm_up_ns=document.warm_up_ns,
+            fleet=resolved_fleet(document.fleet, table),
+            precision=precision,
+            costs=costs,
+            require=require,
         )
 
     def _check_guests_stand(
@@ -520,254 +592,9 @@ class _Resolver:
                     self.raw.fault(("workloads", index, "guests", position, "name"),
                                    f"more than one guest is named {guest.name!r}")
 
-    # -- checks of both forms
-
-    def _check(self, scenario: Scenario, facts: list[TraceFacts | None]) -> None:
-        self._check_names(scenario)
-        self._check_hosts(scenario, facts)
-        self._check_traces(scenario, facts)
-        self._check_horizon(scenario, facts)
-        self._check_domains(scenario, facts)
-        self._check_policies(scenario, facts)
-        n_samples = scenario.horizon_ns // scenario.output.sample_every_ns
-        if n_samples > _MAX_SAMPLES:
-            self.raw.fault(
-                ("output", "sample_every"),
-                f"{n_samples} samples of each host; at most {_MAX_SAMPLES}, so sample less often",
-            )
-
-    def _check_names(self, scenario: Scenario) -> None:
-        lists: tuple[tuple[str, Sequence[HostSpec | WorkloadSpec | PolicySpec]], ...] = (
-            ("hosts", scenario.hosts),
-            ("workloads", scenario.workloads),
-            ("policies", scenario.policies),
-        )
-        for kind, entries in lists:
-            seen: set[str] = set()
-            for index, entry in enumerate(entries):
-                path = (kind, index, "name")
-                if entry.name in seen and not self.raw.is_doubtful(*path):
-                    self.raw.fault(path, f"{entry.name!r} is already the name of one of {kind}")
-                seen.add(entry.name)
-
-    def _check_hosts(self, scenario: Scenario, facts: list[TraceFacts | None]) -> None:
-        names = [host.name for host in scenario.hosts]
-        # Without its inventory the hosts are not known; that fault is told already.
-        is_naming_sure = bool(names) and not any(
-            self.raw.is_doubtful("hosts", index, "name") for index in range(len(names))
-        )
-        need_bytes: Counter[str] = Counter()
-        for index, (workload, trace) in enumerate(zip(scenario.workloads, facts, strict=True)):
-            if workload.host not in names and is_naming_sure:
-                self.raw.fault(
-                    ("workloads", index, "host"),
-                    f"no host is named {workload.host!r}{did_you_mean(workload.host, names)}",
-                )
-            if trace is not None:
-                pages = {guest.guest_id: guest.n_pages for guest in trace.guests}
-                need_bytes[workload.host] += _PAGE_BYTES * sum(
-                    pages.get(guest.trace_guest_id, 0) for guest in workload.guests
-                )
-        for index, host in enumerate(scenario.hosts):
-            if host.timings != _TIMINGS and not os.path.isfile(host.timings):
-                self.raw.fault(
-                    ("hosts", index, "timings"),
-                    f"there is no calibration {self._shown(host.timings)!r}; write {_TIMINGS}, "
-                    "or name a file that planner calibrate wrote",
-                )
-            if self.raw.is_doubtful("hosts", index, "memory"):
-                continue
-            left_bytes = host.memory_bytes - host.reserved_bytes
-            if left_bytes <= 0:
-                self.raw.fault(
-                    ("hosts", index, "reserved"),
-                    f"reserves {format_size(host.reserved_bytes)} of "
-                    f"{format_size(host.memory_bytes)}; nothing is left for guests",
-                )
-            elif need_bytes[host.name] > left_bytes:
-                self.raw.fault(
-                    ("hosts", index, "memory"),
-                    f"the guests of host {host.name!r} hold "
-                    f"{format_size(need_bytes[host.name])} as captured, but only "
-                    f"{format_size(left_bytes)} are left after "
-                    f"{format_size(host.reserved_bytes)} reserved",
-                )
-
-    def _check_traces(self, scenario: Scenario, facts: list[TraceFacts | None]) -> None:
-        first: TraceFacts | None = None
-        user_of: dict[tuple[str, int], str] = {}
-        for index, (workload, trace) in enumerate(zip(scenario.workloads, facts, strict=True)):
-            if trace is None:
-                continue
-            first = first or trace
-            path = ("workloads", index, "trace")
-            if trace.algorithm != first.algorithm:
-                self.raw.fault(
-                    path,
-                    f"hashed with {trace.algorithm}, but {_short(first)} with {first.algorithm}: "
-                    "their pages cannot be compared; capture both alike",
-                )
-            elif trace.key_id != first.key_id:
-                self.raw.fault(
-                    path,
-                    f"hashed under key {trace.key_id}, but {_short(first)} under "
-                    f"{first.key_id}: their pages cannot be compared; capture both with one key",
-                )
-            taken: dict[str, list[str]] = {}
-            for guest in workload.guests:
-                user = user_of.setdefault((trace.digest, guest.trace_guest_id), workload.name)
-                if user != workload.name:
-                    name = next((g.name for g in trace.guests
-                                 if g.guest_id == guest.trace_guest_id), guest.name)
-                    taken.setdefault(user, []).append(name)
-            for user, guests in taken.items():
-                shown = ", ".join(guests[:3]) + (", ..." if len(guests) > 3 else "")
-                self.raw.fault(
-                    ("workloads", index),
-                    f"workload {workload.name!r} takes guests that {user!r} has already "
-                    f"({shown}); a captured guest stands once, so narrow one with select",
-                )
-
-    def _check_horizon(self, scenario: Scenario, facts: list[TraceFacts | None]) -> None:
-        if self.raw.is_doubtful("horizon"):
-            return
-        known = [(trace.span_ns, index) for index, trace in enumerate(facts) if trace is not None]
-        if not known:
-            return
-        span_ns, index = min(known)
-        shortest = facts[index]
-        assert shortest is not None
-        if span_ns <= 0:
-            self.raw.fault(
-                ("workloads", index, "trace"),
-                f"the trace spans no time ({shortest.n_snapshots} snapshot"
-                f"{'s' if shortest.n_snapshots != 1 else ''}), so nothing can happen in it; "
-                "capture at least two snapshots (planner capture --snapshots 2 --every 30s)",
-            )
-        elif scenario.horizon_ns > span_ns:
-            self.raw.fault(
-                ("horizon_ns" if "horizon_ns" in self.raw.root.value else "horizon",),
-                f"{format_duration(scenario.horizon_ns)} is beyond the capture: {_short(shortest)} "
-                f"spans {format_duration(span_ns)} ({span_ns} ns); write captured or a shorter "
-                "time, or capture for longer",
-            )
-
-    def _check_domains(self, scenario: Scenario, facts: list[TraceFacts | None]) -> None:
-        domains = {guest.domain for w in scenario.workloads for guest in w.guests}
-        is_known = None not in facts and not any(
-            self.raw.is_doubtful("workloads", index, key)
-            for index in range(len(scenario.workloads))
-            for key in ("domain", "select", "count", "labels")
-        )
-        groups = dict(scenario.domains.groups)
-        group_of: dict[str, str] = {}
-        for name, members in groups.items():
-            if name in domains and name not in members:
-                self.raw.fault(
-                    ("domains", "groups", name),
-                    f"group {name!r} has the name of a domain that is not in it; rename the group",
-                    at_key=True,
-                )
-            for position, domain in enumerate(members):
-                path: tuple[Part, ...] = ("domains", "groups", name, position)
-                if domain in group_of:
-                    fault = ("twice in this group" if group_of[domain] == name
-                             else f"in group {group_of[domain]!r} already; a domain has one group")
-                    self.raw.fault(path, f"domain {domain!r} is {fault}")
-                group_of.setdefault(domain, name)
-                if is_known and domain not in domains:
-                    self.raw.fault(path, _no_domain(domain, domains, groups))
-        for position, domain in enumerate(scenario.domains.sensitive):
-            path = ("domains", "sensitive", position)
-            if domain in scenario.domains.sensitive[:position]:
-                self.raw.fault(path, f"domain {domain!r} is given twice")
-            elif is_known and domain not in domains:
-                self.raw.fault(path, _no_domain(domain, domains, groups))
-
-    def _check_policies(self, scenario: Scenario, facts: list[TraceFacts | None]) -> None:
-        values: dict[str, set[str]] = {}
-        for workload in scenario.workloads:
-            for guest in workload.guests:
-                for key, value in guest.labels:
-                    values.setdefault(key, set()).add(value)
-        open_keys: set[str] = set()
-        for trace in facts:
-            if trace is not None:
-                open_keys |= trace.region_label_keys - set(trace.region_labels)
-                for key in trace.region_label_keys:
-                    values.setdefault(key, set()).update(trace.region_labels.get(key, ()))
-        is_known = None not in facts and not any(
-            self.raw.is_doubtful("workloads", index, key)
-            for index in range(len(scenario.workloads))
-            for key in ("domain", "select", "count", "labels", "image")
-        )
-        for index, policy in enumerate(scenario.policies):
-            if is_known:
-                for position, key in enumerate(policy.partition_by):
-                    if key not in values and key not in OWN_LABELS:
-                        self.raw.fault(
-                            ("policies", index, "partition_by", position),
-                            f"no guest or region has a label {key!r}"
-                            f"{did_you_mean(key, {'none', *OWN_LABELS, *values})}",
-                        )
-                for position, labels in enumerate(policy.exclude):
-                    for key, value in labels:
-                        path = ("policies", index, "exclude", position, key)
-                        if key not in values:
-                            self.raw.fault(
-                                path,
-                                f"no guest or region has a label {key!r}"
-                                f"{did_you_mean(key, values)}",
-                                at_key=True,
-                            )
-                        elif value not in values[key] and key not in open_keys:
-                            self.raw.fault(path, f"no guest or region has {key}={value}"
-                                           f"{did_you_mean(value, values[key])}")
-            if isinstance(policy.merge, Ksmd):
-                self._check_knobs(index, policy.merge, scenario.hosts)
-            if isinstance(policy.merge, Sync) and scenario.horizon_ns > 0:
-                self._check_triggers(index, policy.merge, scenario.horizon_ns)
-
-    def _check_knobs(self, index: int, ksmd: Ksmd, hosts: tuple[HostSpec, ...]) -> None:
-        old = [host.name for host in hosts if host.kernel == "6.1"]
-        for name in sorted(ksmd.given()):
-            if old and (name == "smart_scan" or name.startswith("advisor_")):
-                self.raw.fault(("policies", index, "merge", "ksmd", name),
-                               f"kernel 6.1 of host {old[0]!r} has no {name}", at_key=True)
-
-    def _check_triggers(self, index: int, merge: Sync, horizon_ns: int) -> None:
-        at = ("policies", index, "merge", "sync", "at")
-        if self.raw.is_doubtful(*at) or self.raw.is_doubtful("horizon"):
-            return
-        for position, trigger in enumerate(merge.at):
-            if trigger in merge.at[:position]:
-                self.raw.fault((*at, position), "the same trigger is given twice")
-            if trigger.kind == "every" and horizon_ns // trigger.every_ns > _MAX_TRIGGERS:
-                self.raw.fault(
-                    (*at, position),
-                    f"{horizon_ns // trigger.every_ns} merges within the horizon; at most "
-                    f"{_MAX_TRIGGERS}, so merge less often",
-                )
-        if all(max(trigger.after_ns, trigger.every_ns) > horizon_ns for trigger in merge.at):
-            self.raw.fault(
-                at,
-                f"no merge falls within the horizon of {format_duration(horizon_ns)}; "
-                "trigger earlier, such as boot: {after: 5s}, or simulate for longer",
-            )
-
 
 def _label(guest: GuestFacts, key: str) -> str | None:
     return guest.name if key == "guest" else guest.labels.get(key)
-
-
-def _short(trace: TraceFacts) -> str:
-    return os.path.basename(trace.path) or trace.path
-
-
-def _no_domain(domain: str, domains: Iterable[str], groups: Iterable[str]) -> str:
-    if domain in groups:
-        return f"{domain!r} is a group; name its domains"
-    return f"no workload has a domain {domain!r}{did_you_mean(domain, domains)}"
 
 
 def _guest_names(workloads: list[tuple[str, list[GuestFacts]]]) -> list[list[str]]:
@@ -795,30 +622,6 @@ def _domains(groups: Mapping[str, Sequence[str]], sensitive: Sequence[str]) -> D
     return DomainsSpec(
         tuple((name, tuple(members)) for name, members in groups.items()), tuple(sensitive)
     )
-
-
-def _policy(policy: PolicyModel | ResolvedPolicy) -> PolicySpec:
-    merge: Merge = Never()
-    if not isinstance(policy.merge, str):
-        if policy.merge.ksmd is not None:
-            merge = Ksmd(**policy.merge.ksmd.model_dump())
-        elif policy.merge.sync is not None:
-            merge = Sync(tuple(map(_trigger, policy.merge.sync.at)))
-    return PolicySpec(
-        policy.name, tuple(policy.partition_by), tuple(map(_labels, policy.exclude)), merge
-    )
-
-
-def _trigger(trigger: str | TriggerModel | ResolvedTrigger) -> Trigger:
-    if isinstance(trigger, str):
-        return Trigger("boot", 60_000_000_000, 0)
-    if isinstance(trigger, TriggerModel):
-        if trigger.boot is not None:
-            return Trigger("boot", trigger.boot.after, 0)
-        return Trigger("every", 0, trigger.every or 0)
-    if trigger.boot is not None:
-        return Trigger("boot", trigger.boot.after_ns, 0)
-    return Trigger("every", 0, trigger.every_ns or 0)
 
 
 def _sample_step(horizon_ns: int) -> int:

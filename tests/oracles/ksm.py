@@ -110,6 +110,10 @@ class Space:
     scanned: int = 0
     skipped: int = 0
     cpu_ns: int = 0
+    call_ns: int = 0
+    unmerge_ns: int = 0
+    merging_ns: int = 0
+    n_splits: int = 0
     started_ns: int = 0
     advisor: tuple[int, int, int] = (0, 0, 0)  # seconds of the scan, change, CPU so far
 
@@ -365,6 +369,9 @@ class SlowSpaces:
             "paired": cost.pair_merge_ns + self.levels_ns(space, 2, 1),
         }[outcome]
         self.split_ns += (self.n_splits - splits) * cost.split_ns
+        space.n_splits += self.n_splits - splits
+        if outcome in ("inherited", "zeroed", "merged", "paired"):
+            space.merging_ns += ns
         return outcome, ns
 
     split_ns = 0
@@ -624,13 +631,20 @@ class SlowSpaces:
     def in_range(self, space: Space, mm: int, start_vpn: int, end_vpn: int) -> list[Site]:
         return [s for s in self.members(space) if s.mm == mm and start_vpn <= s.vpn < end_vpn]
 
-    def merge_range(self, partition: int, mm: int, start_vpn: int, end_vpn: int) -> MergeCounts:
+    def merge_range(
+        self, partition: int, mm: int, start_vpn: int, end_vpn: int, longest_ns: int = 0
+    ) -> MergeCounts:
         space = self.spaces[partition]
         self.jiffy = self.now_ns // (10**9 // self.hz)
         self.split_ns = 0
         came_to: list[str] = []
         ns = cold_ns = 0
+        next_vpn = end_vpn
         for site in self.in_range(space, mm, start_vpn, end_vpn):
+            so_far_ns = ns + cold_ns * self.cost.cold_percent // 100 + self.cost.call_ns
+            if longest_ns and so_far_ns >= longest_ns:
+                next_vpn = site.vpn
+                break
             if site.content is None:
                 ns += self.cost.hole_ns
                 self.forget(site)
@@ -643,6 +657,7 @@ class SlowSpaces:
         ns += cold_ns * self.cost.cold_percent // 100 + self.cost.call_ns + self.split_ns
         space.scanned += len(came_to)
         space.cpu_ns += ns
+        space.call_ns += ns
         return MergeCounts(
             end_vpn - start_vpn,
             len(came_to),
@@ -653,6 +668,7 @@ class SlowSpaces:
             came_to.count("foreign"),
             came_to.count("failed") + came_to.count("stuck"),
             ns,
+            next_vpn,
         )
 
     def unmerge_range(self, partition: int, mm: int, start_vpn: int, end_vpn: int) -> UnmergeCounts:
@@ -677,6 +693,7 @@ class SlowSpaces:
                 self.forget(site)
         ns = self.cost.call_ns + n * self.cost.unmerge_ns
         space.cpu_ns += ns
+        space.unmerge_ns += ns
         return UnmergeCounts(requested, n, ns)
 
     def reset_partition(self, partition: int) -> UnmergeCounts:
@@ -767,4 +784,10 @@ class SlowSpaces:
             cross_domain_pages=cross,
             cross_domain_sensitive_pages=cross_sensitive,
             unmerge_frames=needed + len(placed),
+            scanner_cpu_ns=sum(s.cpu_ns - s.call_ns - s.unmerge_ns for s in spaces),
+            caller_cpu_ns=sum(s.call_ns for s in spaces),
+            merging_cpu_ns=sum(s.merging_ns for s in spaces),
+            split_cpu_ns=sum(s.n_splits for s in spaces) * self.cost.split_ns,
+            unmerge_cpu_ns=sum(s.unmerge_ns for s in spaces),
+            huge_splits=sum(s.n_splits for s in spaces),
         )

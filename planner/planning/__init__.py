@@ -1,0 +1,19 @@
+"""Planning: from what replicates came to, to what to roll out, what it saves, what is at risk.
+
+`outcome` makes a row of the table of replicates from the samples of one policy and replicate;
+`plan` makes the document that is kept as plan.json and that reports tell; `safe_shares` is what
+hosts needed are counted with; `effects` ranks what a sweep varied.
+"""
+
+from __future__ import annotations
+
+from planner.measures import METRICS
+from planner.planning.cases import case_rows, cases_of
+from planner.planning.outcomes import Outcome, outcome
+from planner.planning.plan import plan, safe_shares
+from planner.planning.samples import Fleet
+from planner.planning.sensitivity import effects
+from planner.planning.summary import summary_row
+
+__all__ = ["METRICS", "Fleet", "Outcome", "case_rows", "cases_of", "effects", "outcome", "plan",
+           "safe_shares", "summary_row"]
