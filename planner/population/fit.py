@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.fleet import random_stream
+from planner.population.guests import mix64
 from planner.population.model import (
     Clock,
     ContentKind,
@@ -43,7 +44,7 @@ from planner.population.model import (
     WorkloadModel,
 )
 from planner.population.templates import CapturedWorkload, capture_workload
-from planner.scenario.spec import Scenario
+from planner.scenario.spec import Scenario, WorkloadSpec
 from planner.trace import Trace
 
 __all__ = ["Captured", "capture_population", "fit_population"]
@@ -114,7 +115,7 @@ class Captured:
             stream = None if resample is None else \
                 random_stream(self.scenario.seed, "resample", resample, spec.name)
             share = estimate.drawn(stream)
-            shares.append(share)
+            shares.append(share * _together(self.scenario, spec, len(own)))
             workloads.append(WorkloadModel(
                 spec.name, own, _weights(len(own), stream), self.clocks[index],
                 estimate.overall(share), estimate.error))
@@ -127,7 +128,29 @@ class Captured:
         seen = self.seen
         uniform = _uniform(self.contents.hash, self.scenario.seed)[seen.content]
         is_rare = (seen.n_holders == 1) & (uniform < shares[seen.workload, seen.stratum])
-        return seen.content[is_rare]
+        rare: npt.NDArray[np.int32] = seen.content[is_rare]
+        return rare
+
+
+def _together(scenario: Scenario, workload: WorkloadSpec, size: int) -> float:
+    """Of the rare share, what lets n drawn guests show as many contents as n others would.
+
+    Guests drawn from one template have all of its common contents alike, other guests only some
+    of theirs; n of them together show fewer contents, which the private ones make up for. With
+    every prevalence p as likely, R contents seen once and R seen in each greater number of the k
+    templates, (k + 1) R n / (n + 1) is how many n guests show of all; what is left to be private
+    follows. n is how many of the workload's guests run on a host when all starts. 1 for large n,
+    where n is not known, and for shares that are not of this estimate.
+    """
+    draw, k = workload.draw, size
+    if (k < _ENOUGH or draw is None or not draw.count or draw.arrivals_per_hour
+            or draw.table_share):
+        return 1.0
+    n = max(round(draw.count / sum(host.count for host in scenario.hosts)), 2)
+    each = n / k
+    repeated = sum(1 - (1 - held / k) ** n for held in range(2, k + 1))
+    factor = (each + repeated - (k + 1) * n / (n + 1)) / (each - 1 + (1 - 1 / k) ** n)
+    return min(max(factor, 0.0), 1.0)
 
 
 def _renumbered(content: npt.NDArray[np.int32], old: npt.NDArray[np.uint64],
@@ -322,24 +345,22 @@ def _kinds(scenario: Scenario, templates: Sequence[Template], seen: _Sightings,
 
 
 def _images(scenario: Scenario, templates: Sequence[Template]) -> npt.NDArray[np.int64]:
-    """A number for each template, equal for one image: by label, else by workload."""
+    """A number for each template, equal for one image: the scenario's, the guest's label, or else
+    the workload's own."""
     names = []
     for template in templates:
         workload = scenario.workloads[template.workload]
-        key = workload.draw.image if workload.draw and workload.draw.image else "image"
-        value = template.guest.labels.get(key)
-        names.append(("workload", workload.name) if value is None else ("image", value))
+        image = workload.draw.image if workload.draw else None
+        image = image or template.guest.labels.get("image")
+        names.append((image is None, image or workload.name))
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names], np.int64)
 
 
 def _uniform(hashes: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:
-    """A uniform number in [0, 1) for each content, by its hash and the seed (splitmix64)."""
+    """A uniform number in [0, 1) for each content, by its hash and the seed."""
     salt = hashlib.blake2b(f"rare common\x1f{seed}".encode(), digest_size=8).digest()
-    mixed = hashes ^ np.uint64(int.from_bytes(salt, "little"))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
+    mixed = mix64(hashes ^ np.uint64(int.from_bytes(salt, "little")))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -217,6 +217,12 @@ class Population:
     templates: tuple[Template, ...]
     contents: Contents
 
+    @property
+    def n_free(self) -> int:
+        """Degrees of freedom of what resamples of the captured guests show: with so few of them
+        an interval is Student's, not as wide as the resamples alone."""
+        return sum(len(workload.templates) - 1 for workload in self.workloads)
+
     def draw(self, seed: int, replicate: int, workload: int, names: Sequence[str]
              ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Template (index into `templates`, i32[n]) and phase (i64[n], ns) of guests by name.

@@ -62,7 +62,7 @@ def capture_workload(scenario: Scenario, index: int, trace: Trace, leave: Collec
         held_bytes = int((own.content >= 0).sum(axis=1).max()) * PAGE_BYTES
         is_off = workload.mergeable == "none"
         templates.append(replace(
-            own, memory_bytes=known[guest.trace_guest_id] or held_bytes,
+            own, memory_bytes=known[guest.trace_guest_id] or max(held_bytes, PAGE_BYTES),
             site_eligible=own.site_eligible * np.uint8(not is_off)))
     clock = Clock.of([snapshot.end_ns - origin_ns for snapshot in trace.snapshots])
     return CapturedWorkload(tuple(templates),
