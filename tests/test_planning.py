@@ -202,6 +202,9 @@ def test_a_plan_tells_hosts_money_and_what_is_safe() -> None:
     assert domain["hosts"]["safe_share"] == pytest.approx(10 / 128)
     assert domain["money"]["hosts_saved"] == 3
     assert domain["money"]["net"] == pytest.approx(3000)
+    # Ten replicates bear out ten elevenths.
+    assert domain["hosts"]["confidence"] == pytest.approx(10 / 11)
+    assert not domain["hosts"]["is_backed"]
     low, high = domain["saved_capture_interval_bytes"]
     assert low < domain["metrics"]["saved"]["median"] < high
     assert high - low == pytest.approx(0.9 * 4 * (2 << 26))
@@ -254,6 +257,7 @@ def test_the_terminal_tells_intervals_hosts_money_and_requirements() -> None:
     assert "-1024 !" in next(line for line in text.splitlines() if line.startswith("all "))
     assert "✓ domain saved >= 5.00 % 11.3 % (95.0 % sure of >= 7.81 %)" in flat
     assert "✗ all" in flat
+    assert "at 90.9 % confidence (too few replicates for 95.0 %)" in flat
     assert "failed in 1 of 10 replicates, a, at 30.0 min" in flat
     assert "! all could not undo its merges within free memory (-1.00 GiB, a" in flat
     assert "3 policies compared, 1 of 3 requirements failed." in flat

@@ -88,7 +88,8 @@ def safe_shares(outcomes: Iterable[Outcome], confidence: float) -> dict[str, flo
     for each in outcomes:
         if each.row["resample"] < 0:
             found.setdefault(each.row["policy"], []).append(each.row["safe_share"])
-    return {policy: safe_over_replicates(shares, confidence) for policy, shares in found.items()}
+    return {policy: safe_over_replicates(shares, confidence).share
+            for policy, shares in found.items()}
 
 
 def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], baseline: str,
@@ -106,8 +107,9 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
         "saved_error_bytes": _middle([row["saved_error_bytes"] for row in mine]),
         "saved_capture_interval_bytes": None if saved is None or (
             bounds := shifted(saved.median, refits)) is None else [round(each) for each in bounds],
-        "hosts": {"needed": hosts_needed(needed, confidence), "safe_share": safe,
-                  "safe_overcommit": overcommit(safe),
+        "hosts": {"needed": hosts_needed(needed, confidence), "safe_share": safe.share,
+                  "safe_overcommit": overcommit(safe.share), "confidence": safe.confidence,
+                  "is_backed": safe.is_backed,
                   "fit": [list(pair) for pair in fit_shares(needed)]},
         "headroom": _headroom(mine),
         "storms": {"share_per_minute": STORM_SHARE_PER_MINUTE,

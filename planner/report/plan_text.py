@@ -167,8 +167,8 @@ def plan_definitions(facts: Facts, plan: Plan) -> str:
         ("OF MEMORY", True, "of what guests use"),
         ("ZERO", True, "freed by merging zero pages, apart"),
         ("HOSTS", is_known("hosts_needed"),
-         f"fewest whole hosts that were enough in {format_share(plan['confidence'])} of "
-         "replicates, counting only on what is safely saved"),
+         f"fewest whole hosts that will be enough at {_confidence(plan)}, counting only on what is "
+         "safely saved"),
         ("A YEAR", any((each.get("money") or {}).get("net") is not None for each in policies),
          "against the baseline, less what is known of CPU"),
         ("MERGE CPU", True, "of all cores"),
@@ -180,6 +180,15 @@ def plan_definitions(facts: Facts, plan: Plan) -> str:
     ]
     return "; ".join(f"{head}: {text}" if head else text
                      for head, is_shown, text in texts if is_shown) + "."
+
+
+def _confidence(plan: Plan) -> str:
+    """The confidence of hosts needed: what was asked for, or what so few replicates bear out."""
+    wanted = format_share(plan["confidence"])
+    worth = min((each["hosts"]["confidence"] for each in plan["policies"]
+                 if not each["hosts"]["is_backed"]), default=None)
+    return f"{wanted} confidence" if worth is None else \
+        f"{format_share(worth)} confidence (too few replicates for {wanted})"
 
 
 def plan_notes(facts: Facts, plan: Plan) -> list[str]:
