@@ -35,7 +35,8 @@ def name_ranges(stage: Stage) -> Generator[simpy.Event, Any, None]:
         ~candidate & (stage.host.site_eligible != 0)]], minlength=len(stage.host.guests))
     coming = sorted(range(len(stage.stays)), key=lambda each: (stage.stays[each].start_ns, each))
     for each in coming:
-        yield stage.env.timeout(max(0, stage.stays[each].start_ns - stage.now_ns))
+        if stage.stays[each].start_ns > stage.now_ns:
+            yield stage.env.timeout(stage.stays[each].start_ns - stage.now_ns)
         cpu_ns = _book(stage, runs[guest == each])
         stage.record("ranges_named", guest=stage.host.guests[each].name,
                      tried_pages=int((guest == each).sum()),
