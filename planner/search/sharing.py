@@ -28,9 +28,16 @@ class Sharing:
     `members`: their names. `domains`: all security domains. `domains_of` bool
     (n_members, n_domains): whose pages a member's are. `frames` i64 (n_moments, n_members):
     frames of non-zero content that a member has. `distinct` likewise: contents, counted once a
-    member and host. `holders` bool (n_sets, n_members): sets of at least two members, distinct.
-    `weight` i64 (n_moments, n_sets): how many contents each set holds at each moment; one content
-    on two hosts counts twice, since nothing merges across hosts.
+    member and host; `repeated`: those of them that the member has in two frames or more;
+    `zeros`: frames of zero content; `forked`: pages beyond one of each such frame, which its
+    mms share by fork. `holders` bool (n_sets, n_members): sets of at least two
+    members, distinct. `weight` i64 (n_moments, n_sets): how many contents each set holds at each
+    moment; one content on two hosts counts twice, since nothing merges across hosts.
+    `set_repeats` i64 (k, 3), distinct in its first two: a set, one of its members, and how many
+    of the set's contents, summed over the moments, that member has in two frames or more.
+
+    `n_hosts`: hosts that were counted. `content_share`: the share of all contents that they hold
+    a sample of; all counts are of the sample.
     """
 
     members: tuple[str, ...]
@@ -38,8 +45,14 @@ class Sharing:
     domains_of: npt.NDArray[np.bool_]
     frames: npt.NDArray[np.int64]
     distinct: npt.NDArray[np.int64]
+    repeated: npt.NDArray[np.int64]
+    zeros: npt.NDArray[np.int64]
+    forked: npt.NDArray[np.int64]
     holders: npt.NDArray[np.bool_]
     weight: npt.NDArray[np.int64]
+    set_repeats: npt.NDArray[np.int64]
+    n_hosts: int = 1
+    content_share: float = 1.0
 
     @property
     def n_moments(self) -> int:
@@ -51,8 +64,12 @@ def fleet_sharing(hosts: Sequence[FleetHost], key: str, times_ns: Sequence[int])
     """The sharing of eligible, non-zero memory between the values of `key` at `times_ns`.
 
     Frames that a member's own pages share by fork count once. Raises UsageError where nothing is
-    eligible or no guest has that label.
+    eligible, no guest has that label, or hosts hold samples of different shares.
     """
+    shares = {host.content_share for host in hosts}
+    if len(shares) > 1:
+        raise UsageError("hosts hold samples of different shares of the contents",
+                         where="the scenario", instead="ask for one precision for all hosts")
     members = sorted({class_value(host, item, key) for host in hosts for item in host.classes})
     if not any(key in item.labels for host in hosts for item in host.classes):
         raise UsageError(f"no guest and no region has a label {key!r}", where="--by",
@@ -62,8 +79,9 @@ def fleet_sharing(hosts: Sequence[FleetHost], key: str, times_ns: Sequence[int])
     domain_ids = {name: index for index, name in enumerate(domains)}
     domains_of = np.zeros((len(members), len(domains)), np.bool_)
     frames = np.zeros((len(times_ns), len(members)), np.int64)
-    distinct = np.zeros_like(frames)
+    distinct, repeated, zeros, forked = (np.zeros_like(frames) for _ in range(4))
     sets: list[npt.NDArray[np.bool_]] = []
+    repeats: list[npt.NDArray[np.bool_]] = []
     moments: list[npt.NDArray[np.int64]] = []
     for host in hosts:
         of_class = np.array([member_ids[class_value(host, item, key)] for item in host.classes],
@@ -72,23 +90,33 @@ def fleet_sharing(hosts: Sequence[FleetHost], key: str, times_ns: Sequence[int])
         for item, index in zip(host.classes, of_class, strict=True):
             domains_of[index, domain_ids[host.guests[item.guest].domain]] = True
         for moment, (content, frame) in enumerate(host.memory_at(times_ns)):
-            use = (host.site_eligible != 0) & (content >= 0)
-            use[use] = host.content_is_zero[content[use]] == 0
-            pairs = np.unique(member[use] * (1 + int(host.n_frames)) + frame[use])
-            frames[moment] += np.bincount(pairs // (1 + int(host.n_frames)),
-                                          minlength=len(members))
-            n_contents = len(host.content_is_zero)
-            held = np.unique(content[use].astype(np.int64) * len(members) + member[use])
-            distinct[moment] += np.bincount(held % len(members), minlength=len(members))
-            found = _holder_sets(held // len(members), held % len(members), n_contents,
-                                 len(members))
+            is_used = (host.site_eligible != 0) & (content >= 0)
+            owner, content, frame = member[is_used], content[is_used], frame[is_used]
+            forked[moment] += np.bincount(owner, minlength=len(members))
+            # One row a member and frame: pages that share it by fork are one.
+            _, first = np.unique(owner * (1 + int(host.n_frames)) + frame, return_index=True)
+            owner, content = owner[first], content[first].astype(np.int64)
+            forked[moment] -= np.bincount(owner, minlength=len(members))
+            is_zero = host.content_is_zero[content] != 0
+            zeros[moment] += np.bincount(owner[is_zero], minlength=len(members))
+            owner, content = owner[~is_zero], content[~is_zero]
+            frames[moment] += np.bincount(owner, minlength=len(members))
+            held, n_frames = np.unique(content * len(members) + owner, return_counts=True)
+            holder, is_repeated = held % len(members), n_frames > 1
+            distinct[moment] += np.bincount(holder, minlength=len(members))
+            repeated[moment] += np.bincount(holder[is_repeated], minlength=len(members))
+            found, own = _holder_sets(held // len(members), holder, is_repeated,
+                                      len(host.content_is_zero), len(members))
             sets.append(found)
+            repeats.append(own)
             moments.append(np.full(len(found), moment, np.int64))
     if not frames.any():
         raise UsageError("no page of non-zero content may be merged", where="the scenario",
                          instead="see planner trace info for what is eligible")
-    holders, weight = _counted(np.concatenate(sets), np.concatenate(moments), len(times_ns))
-    return Sharing(tuple(members), tuple(domains), domains_of, frames, distinct, holders, weight)
+    holders, weight, set_repeats = _counted(np.concatenate(sets), np.concatenate(repeats),
+                                            np.concatenate(moments), len(times_ns))
+    return Sharing(tuple(members), tuple(domains), domains_of, frames, distinct, repeated, zeros,
+                   forked, holders, weight, set_repeats, len(hosts), shares.pop())
 
 
 def saved_frames(sharing: Sharing, groups: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
@@ -105,22 +133,29 @@ def saved_frames(sharing: Sharing, groups: Sequence[Sequence[int]]) -> npt.NDArr
     return saved
 
 
-def _holder_sets(content: npt.NDArray[np.int64], member: npt.NDArray[np.int64], n_contents: int,
-                 n_members: int) -> npt.NDArray[np.bool_]:
-    """One row a content that at least two members hold; pairs are distinct."""
+def _holder_sets(content: npt.NDArray[np.int64], member: npt.NDArray[np.int64],
+                 is_repeated: npt.NDArray[np.bool_], n_contents: int, n_members: int
+                 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """One row a content that at least two members hold: who does, and who does in two frames or
+    more; pairs of content and member are distinct."""
     n_holders = np.bincount(content, minlength=n_contents)
     is_shared = n_holders[content] > 1
     rows, row = np.unique(content[is_shared], return_inverse=True)
-    found = np.zeros((len(rows), n_members), np.bool_)
+    found, own = np.zeros((2, len(rows), n_members), np.bool_)
     found[row, member[is_shared]] = True
-    return found
+    own[row, member[is_shared]] = is_repeated[is_shared]
+    return found, own
 
 
-def _counted(rows: npt.NDArray[np.bool_], moment: npt.NDArray[np.int64], n_moments: int
-             ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Distinct rows, and how often each occurs at each moment."""
+def _counted(rows: npt.NDArray[np.bool_], repeats: npt.NDArray[np.bool_],
+             moment: npt.NDArray[np.int64], n_moments: int
+             ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct rows, how often each occurs at each moment, and `Sharing.set_repeats`."""
     packed = np.packbits(rows, axis=1)
     _, first, inverse = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    inverse = inverse.ravel()
     weight = np.zeros((n_moments, len(first)), np.int64)
-    np.add.at(weight, (moment, inverse.ravel()), 1)
-    return rows[first], weight
+    np.add.at(weight, (moment, inverse), 1)
+    row, member = np.nonzero(repeats)
+    pairs, count = np.unique(np.column_stack([inverse[row], member]), axis=0, return_counts=True)
+    return rows[first], weight, np.column_stack([pairs, count]).astype(np.int64)
