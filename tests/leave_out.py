@@ -2,12 +2,13 @@
 
     python -m tests.leave_out traces/qemu-guests
     python -m tests.leave_out traces/container-host --by image
+    python -m tests.leave_out traces/qemu-guests --leave 2 --alone
 
 Of the guests of each role one is left out, in every combination; a population is fitted to the
 others, and as many guests as were captured are drawn from it. What merging would save at rest
 (frames of non-zero content less different contents, among eligible pages, in each merge space) is
-compared with that of all captured guests, left out ones included. Merge spaces: one for all, one a
-role, one a guest.
+compared with that of all captured guests, those left out included. Merge spaces: one for all, one
+a role, one a guest.
 """
 
 from __future__ import annotations
@@ -24,13 +25,23 @@ import numpy.typing as npt
 from planner.planning.intervals import SPREAD_LEVEL, student_quantile
 from planner.population.fit import Captured, capture_population
 from planner.population.model import Population
-from planner.scenario.spec import DrawSpec, Scenario
+from planner.scenario.spec import DrawSpec, GuestSpec, Scenario
 from planner.trace import Trace, open_trace
 from tests.scenario_builder import scenario_for
 
 SPACES = ("one", "role", "guest")
 #: A drawn guest at rest: template and snapshot.
 Drawn = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Kept contents by pattern: `patterns` bool[p, columns] of who holds them, `kept` i64[p] how
+    many there are. `private` i64[columns]: private contents of each."""
+
+    patterns: npt.NDArray[np.bool_]
+    kept: npt.NDArray[np.int64]
+    private: npt.NDArray[np.int64]
 
 
 class AtRest:
@@ -57,27 +68,30 @@ class AtRest:
     def column(self, guest: Drawn) -> int:
         return guest[0] * self.n_snapshots + guest[1]
 
-    def saved(self, spaces: Sequence[Sequence[Drawn]], is_kept: npt.NDArray[np.bool_]) -> int:
-        """Frames saved by guests that share what is kept, and nothing else, within a space."""
+    def split(self, is_kept: npt.NDArray[np.bool_]) -> Split:
+        """The contents that guests share where both hold them, and those that nobody shares."""
         kept, private = (np.bincount(self._pattern_of[which], minlength=len(self._patterns))
                          for which in (is_kept, ~is_kept))
+        return Split(self._patterns[kept > 0], kept[kept > 0], private @ self._patterns)
+
+    def saved(self, spaces: Sequence[Sequence[Drawn]], split: Split) -> int:
+        """Frames saved by guests that share what is kept, and nothing else, within a space."""
         saved = 0
         for space in spaces:
             columns = [self.column(guest) for guest in space]
-            mine = self._patterns[:, columns]
-            saved += int(self.frames[columns].sum() - kept[mine.any(axis=1)].sum()
-                         - (private @ mine).sum())
+            union = split.kept[split.patterns[:, list(set(columns))].any(axis=1)].sum()
+            saved += int(self.frames[columns].sum() - union - split.private[columns].sum())
         return saved
 
 
 def role_scenario(path: Path, key: str, at_least: int) -> Scenario:
     """A workload for each value of the label `key` that at least so many guests have."""
     whole = scenario_for(path)
-    by_role: dict[str, list[object]] = {}
+    by_role: dict[str, list[GuestSpec]] = {}
     for guest in whole.workloads[0].guests:
         by_role.setdefault(dict(guest.labels).get(key, ""), []).append(guest)
     workloads = tuple(
-        replace(whole.workloads[0], name=role, host="", guests=tuple(guests),  # type: ignore[arg-type]
+        replace(whole.workloads[0], name=role, host="", guests=tuple(guests),
                 draw=DrawSpec(count=len(guests)))
         for role, guests in by_role.items() if len(guests) >= at_least)
     return replace(whole, workloads=workloads)
@@ -111,7 +125,7 @@ class Case:
     """
 
     roles: tuple[str, ...]
-    left: tuple[str, ...]
+    left: tuple[tuple[str, ...], ...]
     spaces: str
     truth: float
     at_snapshots: tuple[int, ...]
@@ -132,33 +146,36 @@ class Case:
         return self.low <= self.truth <= self.high
 
 
-def cases(scenario: Scenario, traces: Mapping[str, Trace], *, n_draws: int, n_resamples: int
-          ) -> Iterator[Case]:
-    """Every combination of one guest left out of each workload of the scenario."""
+def cases(scenario: Scenario, traces: Mapping[str, Trace], *, n_draws: int, n_resamples: int,
+          n_left: int = 1) -> Iterator[Case]:
+    """Every combination of guests left out, `n_left` of each workload of the scenario."""
     whole = AtRest(everything := capture_population(scenario, traces))
     counts = [len(workload.guests) for workload in scenario.workloads]
     own = [[number for number, template in enumerate(everything.templates)
             if template.workload == index] for index in range(len(counts))]
-    everyone = np.ones(len(everything.contents), bool)
+    everyone = whole.split(np.ones(len(everything.contents), bool))
     truths = {kind: tuple(
         whole.saved(spaces_of([[(number, snapshot) for number in role] for role in own], kind),
                     everyone)
         for snapshot in range(whole.n_snapshots)) for kind in SPACES}
     roles = tuple(workload.name for workload in scenario.workloads)
-    for left in itertools.product(*([guest.name for guest in workload.guests]
-                                    for workload in scenario.workloads)):
-        captured = capture_population(scenario, traces, leave={
-            role: [name] for role, name in zip(roles, left, strict=True)})
+    for left in itertools.product(*(
+            itertools.combinations([guest.name for guest in workload.guests], n_left)
+            for workload in scenario.workloads)):
+        captured = capture_population(scenario, traces,
+                                      leave=dict(zip(roles, left, strict=True)))
         rest = AtRest(captured)
         best = captured.population()
-        resamples = [captured.population(number) for number in range(n_resamples)]
+        split = rest.split(best.contents.is_kept)
         draws = [draw(best, counts, number) for number in range(n_draws)]
-        others = [draw(one, counts, number) for number, one in enumerate(resamples)]
+        others = []
+        for number in range(n_resamples):
+            one = captured.population(number)
+            others.append((draw(one, counts, number), rest.split(one.contents.is_kept)))
         for kind in SPACES:
-            predicted = float(np.mean([rest.saved(spaces_of(guests, kind), best.contents.is_kept)
+            predicted = float(np.mean([rest.saved(spaces_of(guests, kind), split)
                                        for guests in draws]))
-            scatter = [rest.saved(spaces_of(guests, kind), one.contents.is_kept)
-                       for one, guests in zip(resamples, others, strict=True)]
+            scatter = [rest.saved(spaces_of(guests, kind), its) for guests, its in others]
             low, high = interval(predicted, scatter, best.n_free)
             yield Case(roles, left, kind, float(np.mean(truths[kind])), truths[kind], predicted,
                        low, high)
@@ -193,20 +210,24 @@ def main() -> None:
     parser.add_argument("traces", nargs="+", type=Path)
     parser.add_argument("--by", default="role", help="label that tells the roles apart")
     parser.add_argument("--at-least", type=int, default=3, help="guests of a role")
-    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--leave", type=int, default=1, help="guests left out of each role")
+    parser.add_argument("--alone", action="store_true", help="each role by itself, not together")
+    parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--resamples", type=int, default=100)
     given = parser.parse_args()
     for path in given.traces:
         scenario = role_scenario(path, given.by, given.at_least)
         traces = {scenario.workloads[0].trace: open_trace(path)}
         alone = [replace(scenario, workloads=(workload,)) for workload in scenario.workloads]
-        found = [case for one in [*alone, scenario]
-                 for case in cases(one, traces, n_draws=given.draws,
-                                   n_resamples=given.resamples)]
+        together = [] if given.alone or len(alone) == 1 else [scenario]
+        found = [case for one in [*alone, *together]
+                 for case in cases(one, traces, n_draws=given.draws, n_left=given.leave,
+                                   n_resamples=given.resamples)
+                 if len(one.workloads) > 1 or case.spaces != "role"]
         print(f"\n{path.name}\n")
         print("| roles | merge spaces | fits | saved | mean error | worst | within 3 % | "
               f"worst at a snapshot | interval | holds the truth |\n|{'---|' * 10}")
-        print("\n".join(row for row in table(found)))
+        print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

@@ -114,8 +114,8 @@ class Captured:
                         if template.workload == index)
             stream = None if resample is None else \
                 random_stream(self.scenario.seed, "resample", resample, spec.name)
-            share = estimate.drawn(stream)
-            shares.append(share * _together(self.scenario, spec, len(own)))
+            share = estimate.drawn(stream) * _together(self.scenario, spec, len(own))
+            shares.append(share)
             workloads.append(WorkloadModel(
                 spec.name, own, _weights(len(own), stream), self.clocks[index],
                 estimate.overall(share), estimate.error))
