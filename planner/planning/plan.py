@@ -35,17 +35,19 @@ __all__ = ["FORMAT_VERSION", "plan", "safe_shares"]
 FORMAT_VERSION = 1
 _DEFAULT_CONFIDENCE = 0.95
 _HUGE_BYTES = 2 << 20
+#: A rise of the saving from the first to the second half of the counted time that is worth a word.
+_SETTLED = 0.05
 
 Row = Mapping[str, Any]
 
 
 def plan(scenario: Scenario, outcomes: Iterable[Outcome], *, digest: str = "",
-         notes: Sequence[str] = (), cases: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+         notes: Sequence[str] = ()) -> dict[str, Any]:
     """The document for all outcomes of a run; those of refits on resampled guests (`resample` at
     least 0) only give the second interval of the saving.
 
-    `notes` say how far the run extrapolates. `cases` are rows of `case_rows`, where the scenario is
-    swept. Policies without an outcome (an interrupted run) are left out.
+    `notes` say how far the run extrapolates. Policies without an outcome (an interrupted run) are
+    left out.
     """
     outcomes = list(outcomes)
     confidence = scenario.fleet.confidence if scenario.fleet else _DEFAULT_CONFIDENCE
@@ -76,8 +78,7 @@ def plan(scenario: Scenario, outcomes: Iterable[Outcome], *, digest: str = "",
         "requirements": [check(require, rows.get(require.policy, [])).to_json()
                          for require in scenario.require],
         "sensitivity": _sensitivity(scenario, rows),
-        "cases": [dict(case) for case in cases],
-        "notes": list(notes),
+        "notes": [*notes, *(_unsettled(scenario, outcomes) if scenario.is_fleet else ())],
     }
 
 
@@ -90,6 +91,30 @@ def safe_shares(outcomes: Iterable[Outcome], confidence: float) -> dict[str, flo
             found.setdefault(each.row["policy"], []).append(each.row["safe_share"])
     return {policy: safe_over_replicates(shares, confidence).share
             for policy, shares in found.items()}
+
+
+def _unsettled(scenario: Scenario, outcomes: Sequence[Outcome]) -> list[str]:
+    """What to say where savings still rise when they count: the warm-up is too short.
+
+    The second half of the counted time is held against the first, in the median replicate.
+    """
+    warm_up_ns = scenario.warm_up_ns
+    middle_ns = warm_up_ns + (scenario.horizon_ns - warm_up_ns) // 2
+    rises: dict[str, list[float]] = {}
+    for each in outcomes:
+        halves: tuple[list[int], list[int]] = ([], [])
+        for row in each.series:
+            if row["time_ns"] >= warm_up_ns:
+                halves[row["time_ns"] >= middle_ns].append(row["saved_bytes"])
+        if each.row["resample"] < 0 and each.row["saved_bytes"] > 0 and all(halves):
+            rises.setdefault(each.row["policy"], []).append(
+                float(np.mean(halves[1]) - np.mean(halves[0])) / each.row["saved_bytes"])
+    rising = [policy for policy, found in rises.items() if float(np.median(found)) > _SETTLED]
+    if not rising:
+        return []
+    return [f"Savings still rise after the warm-up, by more than {_SETTLED:.0%} from the first "
+            f"half to the second, under {', '.join(rising)}: a longer warm_up tells what they come "
+            "to."]
 
 
 def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], baseline: str,
