@@ -152,7 +152,7 @@ def check_arrivals(raw: RawScenario, scenario: Scenario, table: ArrivalFacts,
                   "one this scenario was resolved with")
     end_ns = arrivals.from_ns + int(scenario.horizon_ns * arrivals.speed)
     if (table.last_ns < arrivals.from_ns or table.first_ns >= end_ns) \
-            and not raw.is_doubtful("horizon"):
+            and not raw.is_doubtful("horizon") and not raw.is_doubtful(*at):
         raw.fault(
             (*at, "from_ns" if is_resolved else "from"),
             f"no row of the table comes within the horizon: its rows are from "
@@ -172,7 +172,7 @@ def _clock(n_ns: int) -> str:
                           ("s", 10**9), ("ms", 10**6)):
         if n_ns and n_ns % unit_ns == 0:
             return f"{n_ns // unit_ns}{unit}"
-    return f"{n_ns}ns"
+    return f"{n_ns}ns" if n_ns else "0s"
 
 
 # ---- timings of policies --------------------------------------------------------------------

@@ -154,9 +154,13 @@ class LifetimeModel(Strict):
     """How long guests live: log-normal, by its median and 95th percentile."""
 
     median: PositiveDuration = Field(
-        title="Median", description="Half of the guests live longer than this.")
+        title="Median", description="Half of the guests live longer than this.",
+        json_schema_extra={"examples": ["9h"]},
+    )
     p95: PositiveDuration = Field(
-        title="95th percentile", description="One guest in twenty lives longer than this.")
+        title="95th percentile", description="One guest in twenty lives longer than this.",
+        json_schema_extra={"examples": ["3d"]},
+    )
 
 
 class WorkloadModel(Strict):
@@ -203,6 +207,7 @@ class WorkloadModel(Strict):
         default=None, title="Memory of a guest",
         description="Memory of each drawn guest, at least what was captured; default as captured, "
         "or as the arrival table says.",
+        json_schema_extra={"examples": ["4GiB"]},
     )
     fill: Literal["private", "proportional", "none"] = Field(
         default="private", title="Memory beyond the capture",
@@ -212,6 +217,7 @@ class WorkloadModel(Strict):
     huge_pages: Share | None = Field(
         default=None, title="Huge pages",
         description="Share of the guests' memory in transparent huge pages; default as captured.",
+        json_schema_extra={"examples": ["40%"]},
     )
     domain: DomainChoice | None = Field(
         default=None, title="Security domain",
@@ -278,7 +284,8 @@ class ArrivalsModel(Strict):
     )
     speed: Number = Field(
         default=1.0, title="Speed",
-        description="How many times as fast as in the table guests come; lifetimes stay.",
+        description="How many times as fast as the table's clock time passes: guests come, and "
+        "go, the faster.",
     )
     limit: int | None = Field(
         default=None, ge=1, title="Most guests",
@@ -308,7 +315,9 @@ class PressureModel(AffectedModel):
     """Memory that is needed otherwise."""
 
     memory: Size = Field(
-        title="Memory", description="How much of each host's memory is needed otherwise.")
+        title="Memory", description="How much of each host's memory is needed otherwise.",
+        json_schema_extra={"examples": ["64GiB"]},
+    )
 
 
 class MigrateModel(Strict):
