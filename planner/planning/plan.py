@@ -35,6 +35,7 @@ __all__ = ["FORMAT_VERSION", "plan", "safe_shares"]
 FORMAT_VERSION = 1
 _DEFAULT_CONFIDENCE = 0.95
 _HUGE_BYTES = 2 << 20
+_PAGE_BYTES = 4096
 #: A rise of the saving from the first to the second half of the counted time that is worth a word.
 _SETTLED = 0.05
 
@@ -145,6 +146,7 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
                                       if each.row["resample"] < 0),
         "cpu": {kind: _middle([row[kind] for row in mine]) for kind in CPU_KINDS},
         "huge_pages": _huge_pages(scenario, mine),
+        "cgroups": _cgroups(mine),
         "money": _money(scenario, rows, name, baseline, confidence),
     }
 
@@ -192,6 +194,19 @@ def _huge_pages(scenario: Scenario, rows: Sequence[Row]) -> dict[str, Any] | Non
         return None
     return {"n_split": splits, "split_bytes": splits * _HUGE_BYTES,
             "slowdown_share": slowdown_share(scenario.costs, _use(rows, None, 1))}
+
+
+def _cgroups(rows: Sequence[Row]) -> dict[str, Any]:
+    """What merging does to memory cgroups (mm/ksm.c: stable page and duplicates).
+
+    The page that became the shared one stays charged to the cgroup of its guest, for as long as
+    anybody shares it; duplicates are uncharged from theirs, and a COW copy is charged to the
+    writer. `is_across_domains`: a guest may be charged for a page that other domains use.
+    """
+    return {"charged_bytes": (_middle([row["pages_shared"] for row in rows]) or 0) * _PAGE_BYTES,
+            "uncharged_bytes": (_middle([row["pages_sharing"] for row in rows]) or 0)
+            * _PAGE_BYTES,
+            "is_across_domains": any(row["cross_domain_pages"] > 0 for row in rows)}
 
 
 def _use(rows: Sequence[Row], hosts_saved: int | None, window_ns: int) -> Use:
