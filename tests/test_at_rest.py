@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.fleet import FleetHost
+from planner.fleet import FleetHost, Memory
 from planner.kernels.bitsets import popcount, union_sizes
 from planner.policies.partition import partition_classes
 from planner.population.at_rest import at_rest_of_host, at_rest_saved
@@ -93,6 +93,11 @@ def counted(host: FleetHost, rule: PolicySpec, content: Sequence[int], frame: Se
     return len(frames) - len(contents), len(zeros) - len({partition for partition, _ in zeros})
 
 
+def plain(memory: Memory) -> tuple[list[int], list[int]]:
+    """Contents and frames as lists."""
+    return memory[0].tolist(), memory[1].tolist()
+
+
 def present(stays: Timeline, host: int, time_ns: int) -> list[Stay]:
     """Who is on a host then, as if he had been there since his own time began."""
     lives = lives_of(stays)
@@ -156,7 +161,7 @@ def test_savings_at_rest_of_larger_and_smaller_guests(fill: str, memory_pages: i
             host = build_drawn_host(model, spec, stays, index, 0)
             from_arrays = at_rest_of_host(host, rule, [7])
             both = (found.saved[index, 0], found.zero[index, 0])
-            assert both == counted(host, rule, *host.memory_at([7])[0])
+            assert both == counted(host, rule, *plain(host.memory_at([7])[0]))
             assert both == (from_arrays.saved[0, 0], from_arrays.zero[0, 0])
 
 
@@ -168,7 +173,7 @@ def test_a_policy_that_parts_regions_is_left_to_the_arrays() -> None:
     host = build_drawn_host(model, spec, stays, 0, 0)
     rest = at_rest_of_host(host, rule, [0, 77 * SECOND])
     for column, held in enumerate(host.memory_at([0, 77 * SECOND])):
-        assert (rest.saved[0, column], rest.zero[0, column]) == counted(host, rule, *held)
+        assert (rest.saved[0, column], rest.zero[0, column]) == counted(host, rule, *plain(held))
     assert rest.saved.min() > 0
 
 

@@ -31,7 +31,7 @@ from tests.drawn_worlds import (
     timeline,
     two_templates,
 )
-from tests.oracles.drawn_hosts import Guest
+from tests.oracles.drawn_hosts import Guest, Identity
 
 TOGETHER = PolicySpec("ksmd", (), (), Ksmd(pages_to_scan=1000))
 
@@ -67,7 +67,7 @@ def test_guests_hold_what_their_templates_do_at_the_end_of_every_epoch() -> None
     drawn = guests_of(model, spec, stays.requests, 0)
     assert set(drawn.template.tolist()) == {0, 1}
     clock = model.workloads[0].clock
-    seen: dict[int, object] = {}
+    seen: dict[int, Identity] = {}
     for index, guest in enumerate(host.guests):
         like = model.templates[int(drawn.template[index])]
         passes, snapshots = clock.at(int(drawn.phase_ns[index]), 0)
@@ -158,7 +158,7 @@ def test_a_guest_that_migrates_is_found_on_the_new_host_as_it_would_have_gone_on
 
 
 def test_a_guest_that_restarts_has_fresh_private_contents_and_its_common_ones() -> None:
-    kinds = [ContentKind.ZERO] + [ContentKind.COMMON_IMAGE] * 40 + [ContentKind.PRIVATE] * 40
+    kinds = [ContentKind.ZERO, *[ContentKind.COMMON_IMAGE] * 40, *[ContentKind.PRIVATE] * 40]
     model = population([template([range(81)])], [0], kinds)
     spec = scenario()
     stays = timeline(spec, [Stay(0, 0, 0, 100), Stay(0, 1, 100, None, Cause.RESTART)],
@@ -264,7 +264,7 @@ def test_a_share_of_the_blocks_is_huge_when_asked() -> None:
         spec = scenario(draw=DrawSpec(count=1, huge_share=asked))
         host = build_drawn_host(model, spec, timeline(spec, [Stay(0, 0)],
                                                       memory_pages=512 * 200), 0, 0)
-        blocks = {}
+        blocks: dict[int, int] = {}
         for block, huge in zip((host.site_vpn >> 9).tolist(), host.site_huge.tolist(),
                                strict=True):
             assert blocks.setdefault(block, huge) == huge
@@ -276,7 +276,7 @@ def test_a_share_of_the_blocks_is_huge_when_asked() -> None:
 
 def large(n_sites: int = 3000, n_snapshots: int = 1) -> tuple[list[list[int]], list[int]]:
     """Contents of a guest: zero pages, commons once and twice, repeated and private ones."""
-    kinds = [ContentKind.ZERO]
+    kinds: list[int] = [ContentKind.ZERO]
     row = [0] * (n_sites // 5)
     while len(row) < n_sites:
         turn = len(kinds) % 4
