@@ -58,7 +58,7 @@ def tell_free_and_volatile(stage: Stage) -> Generator[simpy.Event, Any, None]:
         content[site] = host.event_content[at:end]
         written_ns[site] = host.event_time_ns[at:end]
         at = end
-        is_free = (content >= 0) & (host.content_is_zero[content] != 0)
+        is_free = (content >= 0) & (host.content_is_zero[np.maximum(content, 0)] != 0)
         should_be_out = candidate & (content >= 0) \
             & (is_free | (written_ns > now_ns - 2 * TELL_NS))
         stage.advance()
