@@ -6,13 +6,16 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from planner.metrics import REPLICATES, SERIES, SUMMARY
+from planner.metrics import PARTITIONS, REPLICATES, SERIES, SUMMARY, summarise
 from planner.planning import outcome, summary_row
 from planner.planning.merging import Merged, distribution, merged_after
 from planner.planning.samples import read_samples
 from planner.planning.storms import storms
 from tests.planning_data import GIB, HOUR, PAGE, SECOND, fleet, sample, samples, simple_outcome
+from tests.report_data import table
 
 
 def test_a_mean_is_over_time_after_the_warm_up() -> None:
@@ -179,3 +182,26 @@ def test_a_fleets_summary_is_the_median_of_its_replicates() -> None:
 def test_a_policy_without_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="no samples"):
         outcome("p", 0, fleet(), samples())
+
+
+STATES = ("guest_memory_bytes", "eligible_bytes", "saved_bytes", "saved_zero_bytes",
+          "metadata_bytes", "pages_shared", "pages_sharing")
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4), st.integers(-50, 500)),
+                max_size=12, unique_by=lambda each: each[:2]))
+def test_one_replay_is_told_as_the_summary_tells_it(
+        drawn: list[tuple[str, int, int]]) -> None:
+    rows = [sample(host, 0) for host in "ab"]
+    for number, (host, quarter, value) in enumerate(sorted(drawn)):
+        rows.append(sample(host, quarter * HOUR // 4, merge_cpu_ns=number,
+                           **dict.fromkeys(STATES, value)))
+    ended = samples(*rows, sample("a", HOUR, saved_bytes=7), sample("b", HOUR, saved_bytes=9))
+    where = fleet(warm_up_ns=0, horizon_ns=HOUR, is_drawn=False)
+    texts = {"policy": "p", "merge": "m", "partition_by": "none"}
+    expected = summarise(texts, ended, table(PARTITIONS, []), HOUR)
+    found = summary_row(texts, [outcome("p", 0, where, ended)], HOUR)
+    # The last sample counts for no time; what may hurt is the most of any time, not the last.
+    for name in ("guest_memory_bytes", "saved_bytes", "saved_zero_bytes", "saved_peak_bytes",
+                 "saved_mean_bytes", "merge_cpu_ns", "time_to_90_ns", "metadata_bytes"):
+        assert found[name] == expected[name], name
