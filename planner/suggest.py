@@ -6,7 +6,7 @@ Savings are those of memory at rest, merged once over, at each snapshot of the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +51,14 @@ class Suggestion:
     """The frontier by ascending exposure; `saved_bytes` (lowest, mean, highest over the moments)
     of each and the `costs` of a pass over it, and what one merge space over all would save
     whatever it exposes. `sensitive`: the scenario's sensitive domains. `cost_name`: the cost model
-    (docs/calibration.md). `n_hosts`, `content_share`: what was counted, of which all figures are
-    scaled up. `title`: the scenario's name."""
+    (docs/calibration.md). `n_hosts` of `n_machines` were counted, with `content_share` of their
+    contents, and all figures are scaled up from there. `title`: the scenario's name."""
 
     title: str
     by: str
     members: tuple[str, ...]
     n_hosts: int
+    n_machines: int
     content_share: float
     n_moments: int
     partitionings: tuple[Partitioning, ...]
@@ -79,7 +80,8 @@ class Suggestion:
         """A document of plain values."""
         return {
             "title": self.title, "by": self.by, "members": list(self.members),
-            "n_hosts": self.n_hosts, "content_share": self.content_share,
+            "n_hosts": self.n_hosts, "n_machines": self.n_machines,
+            "content_share": self.content_share,
             "n_moments": self.n_moments, "alone": list(self.alone), "costs": self.cost_name,
             "one_merge_space": {"saved_bytes": self.one_space_bytes,
                                 "exposed_domain_pairs": self.one_space_pairs,
@@ -119,23 +121,24 @@ def _yaml_list(names: Sequence[str]) -> str:
     return "[" + ", ".join(map(quoted, names)) + "]"
 
 
-def suggest(scenario: Scenario, hosts: Sequence[FleetHost], wishes: Wishes,
-            costs: Mapping[str, CostModel] | None = None) -> Suggestion:
+def suggest(scenario: Scenario, hosts: Iterable[FleetHost], wishes: Wishes,
+            costs: Mapping[str, CostModel] | None = None, n_machines: int | None = None
+            ) -> Suggestion:
     """Search the partitionings of the scenario's fleet.
 
-    `costs`: cost models by the names that hosts give theirs (planner.runner.costs_of); without,
-    BUILTIN_UNMEASURED for all. Where they differ, the mean over the hosts counts. Raises
+    `hosts`: its machines, or some of `n_machines`; each is looked at and let go. `costs`: cost
+    models by the names that hosts give theirs (planner.runner.costs_of); without,
+    BUILTIN_UNMEASURED for all. Where they differ, the mean over the machines counts. Raises
     UsageError for wishes that name nothing or cannot be met.
     """
     times = np.linspace(0, scenario.horizon_ns, _MOMENTS).astype(np.int64).tolist()
-    sharing = fleet_sharing(hosts, wishes.by, times)
+    sharing = fleet_sharing(hosts, wishes.by, times, n_machines)
     alone = _alone(sharing, wishes, scenario.domains.sensitive)
     index = {name: position for position, name in enumerate(sharing.members)}
-    frame_bytes = _PAGE_BYTES / sharing.content_share
-    most = (None if wishes.most_unmerge_bytes is None
-            else int(wishes.most_unmerge_bytes / frame_bytes))
+    frame_bytes = _PAGE_BYTES * sharing.scale
+    most = None if wishes.most_unmerge_bytes is None else wishes.most_unmerge_bytes // _PAGE_BYTES
     model = BUILTIN_UNMEASURED if costs is None else mean_model(
-        [costs[host.spec.timings] for host in hosts])
+        [costs[spec.timings] for spec in scenario.hosts for _ in range(spec.count)])
     constraints = Constraints(
         frozenset(index[name] for name in alone), frozenset(_pairs(index, wishes.apart)),
         wishes.most_exposed_pairs, most, wishes.most_merge_ns, model)
@@ -148,7 +151,8 @@ def suggest(scenario: Scenario, hosts: Sequence[FleetHost], wishes: Wishes,
         moments = saved_frames(sharing, item.groups) * frame_bytes
         saved.append((int(moments.min()), int(moments.mean()), int(moments.max())))
     return Suggestion(
-        scenario.name, wishes.by, sharing.members, len(hosts), sharing.content_share, len(times),
+        scenario.name, wishes.by, sharing.members, sharing.n_hosts, sharing.n_machines,
+        sharing.content_share, len(times),
         tuple(found), tuple(saved),
         tuple(pass_cost(sharing, item.groups, model) for item in found), model.name,
         int(saved_frames(sharing, everything).mean() * frame_bytes),

@@ -232,3 +232,30 @@ def test_sharing_of_shipped_guests_counts_pages_and_contents_exactly() -> None:
         found = pass_cost(sharing, groups, BUILTIN_UNMEASURED)
         assert (found.merge_ns, found.again_ns) == oracle.pass_ns(
             pages, n_zeros, n_forked, groups, BUILTIN_UNMEASURED)
+
+
+def test_hosts_hold_their_contents_apart() -> None:
+    store = TraceStore()
+    scenario = load_scenario("scenarios/containers.yaml", store=store)
+    (host,) = build_hosts(scenario, store)
+    renamed = tuple(replace(guest, domain=f"{guest.domain}-2") for guest in host.guests)
+    other = replace(host, guests=renamed, classes=tuple(
+        replace(item, labels={**item.labels, "domain": renamed[item.guest].domain})
+        for item in host.classes))
+    one = fleet_sharing([host], "domain", [0, 10**10])
+    same = fleet_sharing(iter([host, host]), "domain", [0, 10**10])
+    assert same.members == one.members
+    both = fleet_sharing([host, other], "domain", [0, 10**10])
+    assert len(both.members) == 2 * len(one.members)
+    everything = [range(len(one.members))]
+    alone = [[member] for member in everything[0]]
+    for groups, twice in ((alone, [[member] for member in range(len(both.members))]),
+                          (everything, [range(len(both.members))])):
+        saved, cost = saved_frames(one, groups), pass_cost(one, groups, BUILTIN_UNMEASURED)
+        for sharing, parts in ((same, groups), (both, twice)):
+            # What is equal on two hosts does not merge: twice the saving, and no more.
+            assert saved_frames(sharing, parts).tolist() == (2 * saved).tolist()
+            assert pass_cost(sharing, parts, BUILTIN_UNMEASURED).merge_ns == pytest.approx(
+                2 * cost.merge_ns, rel=0.06)
+    assert pass_cost(same, alone, BUILTIN_UNMEASURED).merge_ns == 2 * pass_cost(
+        one, alone, BUILTIN_UNMEASURED).merge_ns

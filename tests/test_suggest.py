@@ -107,7 +107,8 @@ def made(n_rows: int = 2, **changes: Any) -> dict[str, Any]:
     """A document as of `planner suggest --json`."""
     cost = {"looked_at_bytes": 4096, "merge_cpu_ns": 5, "further_pass_cpu_ns": 2}
     return {
-        "title": "t", "by": "domain", "members": ["a", "b"], "n_hosts": 1, "content_share": 1.0,
+        "title": "t", "by": "domain", "members": ["a", "b"], "n_hosts": 1, "n_machines": 1,
+        "content_share": 1.0,
         "n_moments": 5, "alone": [], "costs": "builtin:unmeasured",
         "one_merge_space": {"saved_bytes": 9 << 20, "exposed_domain_pairs": 7, **cost},
         "frontier": [{"exposed_domain_pairs": index, "groups": [["a"], ["b"]],
@@ -164,9 +165,9 @@ def test_samples_and_measured_costs_are_told_apart() -> None:
     whole = render_suggestion(made())
     assert "no measurement of your machine" in whole
     assert "scaled up" not in whole
-    part = render_suggestion(made(content_share=0.05, n_hosts=3, costs="host.json"))
+    part = render_suggestion(made(content_share=0.05, n_hosts=3, n_machines=8, costs="host.json"))
     assert "no measurement" not in part
-    assert "scaled up from 5.00 % of the contents of 3 host(s)" in " ".join(part.split())
+    assert "scaled up from 5.00 % of the contents of 3 of 8 host(s)" in " ".join(part.split())
     assert all(len(line) <= 100 for line in part.splitlines())
 
 
@@ -179,6 +180,9 @@ def test_a_sample_of_the_contents_is_scaled_up() -> None:
     quarter = suggest(scenario, [replace(host, content_share=0.25)], Wishes())
     assert quarter.saved_bytes[-1] == pytest.approx([4 * n for n in whole.saved_bytes[-1]])
     assert quarter.costs[-1].n_pages == 4 * whole.costs[-1].n_pages
+    fleet = suggest(scenario, iter([host]), Wishes(), n_machines=4)
+    assert fleet.saved_bytes[-1] == pytest.approx([4 * n for n in whole.saved_bytes[-1]])
+    assert fleet.costs[-1].merge_ns == pytest.approx(4 * whole.costs[-1].merge_ns)
     with pytest.raises(UsageError, match="samples of different shares"):
         suggest(scenario, [host, replace(host, content_share=0.25)], Wishes())
     limited = Wishes(most_unmerge_bytes=4 * whole.saved_bytes[-1][1] - 4096 * 8)

@@ -98,7 +98,7 @@ def render_suggestion_html(document: Mapping[str, Any], *, is_static: bool = Fal
     return render_page("suggest.html", {
         "title": clean(document["title"], 200), "by": clean(document["by"], 80),
         "n_members": format_count(len(document["members"])),
-        "n_hosts": format_count(document["n_hosts"]), "n_moments": document["n_moments"],
+        "n_hosts": format_count(document["n_machines"]), "n_moments": document["n_moments"],
         "unit": unit.name, "rows": rows, "notes": notes(document),
         "costs": clean(document["costs"], 200),
         "looked_at": unit.text(one["looked_at_bytes"]),

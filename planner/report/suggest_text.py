@@ -33,9 +33,10 @@ def notes(document: Mapping[str, Any]) -> list[str]:
              f"pass where nothing changed, by {clean(document['costs'], 80)}"
              + (", which is no measurement of your machine." if "unmeasured" in document["costs"]
                 else ".")]
-    if document["content_share"] < 1:
+    n_hosts, n_machines = document["n_hosts"], document["n_machines"]
+    if document["content_share"] < 1 or n_hosts < n_machines:
         found.append(f"All figures are scaled up from {format_share(document['content_share'])} "
-                     f"of the contents of {document['n_hosts']} host(s).")
+                     f"of the contents of {n_hosts} of {n_machines} host(s).")
     return found
 
 

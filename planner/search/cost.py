@@ -36,7 +36,7 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PassCost:
-    """Of all hosts together, mean over the moments: pages that a pass looks at, CPU time of the
+    """Of all machines together, mean over the moments: pages that a pass looks at, CPU time of the
     pass that merges everything, and of a further pass where nothing changed."""
 
     n_pages: int
@@ -89,7 +89,7 @@ def pass_cost(sharing: Sharing, groups: Sequence[Sequence[int]], model: CostMode
                 + (frames - distinct - repeated + zeros) * (model.merge_ns + stable_ns))
     again_ns = (alone * (model.unique_ns + both_ns)
                 + (frames + zeros + forked - alone) * model.quick_ns)
-    scale = 1 / (sharing.n_moments * sharing.content_share)
+    scale = sharing.scale / sharing.n_moments
     n_pages, merged, again = (round(float(total.sum()) * scale) for total in (
         frames + zeros + forked, merge_ns, again_ns))
     return PassCost(n_pages, merged, again)

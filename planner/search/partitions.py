@@ -55,7 +55,8 @@ class Constraints:
 
 @dataclass(frozen=True, slots=True)
 class Partitioning:
-    """Members in groups (ascending), the mean saving over the moments, and exposure."""
+    """Members in groups (ascending), the mean saving over the moments on all machines, and
+    exposure."""
 
     groups: Groups
     saved_frames: float
@@ -132,7 +133,8 @@ class _Search:
         saved = self._own + int(self._weight @ np.maximum(n_holders - 1, 0).sum(axis=1))
         groups = tuple(sorted(tuple(np.flatnonzero(label == group).tolist())
                               for group in np.unique(label)))
-        return Partitioning(groups, saved / self._sharing.n_moments, self._exposure(label))
+        scale = self._sharing.scale / self._sharing.n_moments
+        return Partitioning(groups, saved * scale, self._exposure(label))
 
     def may(self, label: npt.NDArray[np.int64]) -> bool:
         """No two members of a group must stay apart."""
