@@ -276,6 +276,17 @@ def test_the_terminal_tells_intervals_hosts_money_and_requirements() -> None:
     assert "this is one run" not in flat
 
 
+def test_what_was_sampled_is_told_with_its_error() -> None:
+    told = make_told()
+    for outcome_row in told.plan["policies"]:
+        outcome_row["saved_error_bytes"] = 10 << 20
+    told.plan.update(n_hosts=1, content_share=0.25)
+    flat = " ".join(render_text(told, width=160, colour=False).split())
+    assert "Simulated: 1 of 2 hosts with guests, 25.0 % of contents; standard error of what is " \
+           "saved at most 0.54 %." in flat
+    assert "Simulated:" not in render_text(make_told(), width=160, colour=False)
+
+
 def test_a_single_replay_looks_as_it_does_without_a_plan() -> None:
     result = make_result()
     scenario = fleet_scenario("off", fleet=None, warm_up_ns=0)

@@ -194,7 +194,7 @@ def _confidence(plan: Plan) -> str:
 def plan_notes(facts: Facts, plan: Plan) -> list[str]:
     """Sentences below the table: what is sampled, what differs for sure, what hurts."""
     notes = []
-    if plan["n_hosts"] < plan["n_machines"] or plan.get("content_share", 1.0) < 1.0:
+    if plan["n_hosts"] < _used(plan) or plan.get("content_share", 1.0) < 1.0:
         notes.append(_sampled(plan))
     notes += _differences(facts, plan)
     for each in plan["policies"]:
@@ -206,14 +206,18 @@ def _label(facts: Facts, policy: str) -> str:
     return facts.labels.get(policy) or clean(policy)
 
 
+def _used(plan: Plan) -> int:
+    return int(plan.get("n_hosts_used") or plan["n_machines"])
+
+
 def _sampled(plan: Plan) -> str:
     errors = [each["saved_error_bytes"] / each["metrics"]["saved"]["median"]
               for each in plan["policies"]
               if each["metrics"]["saved"]["median"] and each.get("saved_error_bytes")]
     error = f"; standard error of what is saved at most {format_share(max(errors))}" if errors \
         else ""
-    return (f"Simulated: {format_count(plan['n_hosts'])} of {format_count(plan['n_machines'])} "
-            f"hosts, {format_share(plan.get('content_share', 1.0))} of contents{error}. The worst "
+    return (f"Simulated: {format_count(plan['n_hosts'])} of {format_count(_used(plan))} hosts "
+            f"with guests, {format_share(plan.get('content_share', 1.0))} of contents{error}. The worst "
             "host, and what 99 % of hosts have, are of the hosts simulated.")
 
 
