@@ -122,6 +122,7 @@ def test_a_guest_is_merged_when_its_first_call_is_done() -> None:
                           event("sync_merge", 150, guest="two", cpu_ns=50)], where)
     assert found.after_ns.tolist() == [27, 200, -1]
     assert not found.is_bound
+    assert found.quantile(1 / 3) == 27
     assert found.quantile(0.5) == 200
     assert found.quantile(0.95) is None
 
@@ -139,8 +140,9 @@ def test_ksmd_has_merged_a_guest_by_the_second_scan_of_the_slowest_partition() -
 
 
 def test_guests_that_were_never_merged_count_in_the_distribution() -> None:
-    found = distribution([Merged(np.array([30, 10, 20, -1]), False),
-                          Merged(np.array([], np.int64), False)])
+    nobody = np.array([], np.int64)
+    found = distribution([Merged(np.array([30, 10, 20, -1]), np.full(4, 99), False),
+                          Merged(nobody, nobody, False)])
     assert found is not None
     assert (found["n_guests"], found["n_merged"]) == (4, 3)
     by_share = dict(map(tuple, found["quantiles"]))
@@ -148,6 +150,18 @@ def test_guests_that_were_never_merged_count_in_the_distribution() -> None:
     assert by_share[0.75] == 30
     assert max(by_share) == 0.75
     assert distribution([]) is None
+
+
+def test_guests_that_came_too_late_to_be_merged_say_nothing_of_later() -> None:
+    # Of five guests one was merged after 10; one was seen for 15 only; of the three left one is
+    # merged at 20 and one at 30: 1 - 4/5 x 2/3 x 1/2.
+    found = Merged(np.array([10, -1, 20, 30, -1]), np.array([50, 15, 50, 50, 40]), False)
+    times, merged = found.curve()
+    assert times.tolist() == [10, 20, 30]
+    assert merged.tolist() == pytest.approx([1 / 5, 1 - 8 / 15, 1 - 4 / 15])
+    assert found.quantile(0.2) == 10
+    assert found.quantile(0.7) == 30
+    assert found.quantile(0.8) is None
 
 
 def test_an_outcome_has_the_columns_of_its_tables_and_travels() -> None:

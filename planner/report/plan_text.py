@@ -217,8 +217,8 @@ def _sampled(plan: Plan) -> str:
     error = f"; standard error of what is saved at most {format_share(max(errors))}" if errors \
         else ""
     return (f"Simulated: {format_count(plan['n_hosts'])} of {format_count(_used(plan))} hosts "
-            f"with guests, {format_share(plan.get('content_share', 1.0))} of contents{error}. The worst "
-            "host, and what 99 % of hosts have, are of the hosts simulated.")
+            f"with guests, {format_share(plan.get('content_share', 1.0))} of contents{error}. The "
+            "worst host, and what 99 % of hosts have, are of the hosts simulated.")
 
 
 def _differences(facts: Facts, plan: Plan) -> list[str]:
