@@ -23,12 +23,15 @@ from planner.ksm.records import BYTES_PER_PAGE
 from planner.ksm.space import MergeSpaces
 from planner.metrics import EVENTS, HOSTS, PARTITIONS
 from planner.policies.partition import partition_classes
+from planner.population.at_rest import at_rest_of_host, at_rest_saved
+from planner.population.extrapolation import notes
 from planner.sampling import (
     FullSizeRecorder,
     Groups,
     saved_by_group,
     scale_of,
     scaled_cost,
+    scaled_knobs,
     scaled_policy,
 )
 from planner.scenario.spec import PolicySpec
@@ -36,7 +39,6 @@ from planner.timeline.fewest import fewest_hosts
 
 __all__ = ["HostTask", "NeedTask", "SurveyTask", "Task", "work"]
 
-F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Versions = tuple[tuple[str, str], ...]
 
@@ -149,7 +151,8 @@ def _simulated(world: World, host: FleetHost, policy: PolicySpec, times_ns: tupl
         sensitive=scenario.domains.sensitive, horizon_ns=scenario.horizon_ns,
         sample_every_ns=scenario.output.sample_every_ns,
         cost=scaled_cost(world.costs[host.spec.timings], scale), recorder=recorder,
-        progress=report, **({"at_end": at_end} if scale.share < 1 else {}))
+        progress=report, at_end=at_end if scale.share < 1 else None,
+        knobs=lambda knobs: scaled_knobs(knobs, scale))
     facts: dict[str, Any] = {"policy": policy.name, "hz": scale.hz}
     if scale.share < 1:
         facts["groups"] = {"saved": found[0].saved.tolist(),
@@ -162,25 +165,20 @@ def _simulated(world: World, host: FleetHost, policy: PolicySpec, times_ns: tupl
 
 def _at_rest_of(host: FleetHost, policy: PolicySpec, times_ns: tuple[int, ...]) -> list[float]:
     """Bytes that the host, as sampled and brought to full size, would save at rest."""
-    from planner.population.at_rest import at_rest_of_host
-
-    found = at_rest_of_host(host, policy, np.array(times_ns, np.int64))
-    frames: F64 = found.saved[0].astype(np.float64)
-    return (frames * (BYTES_PER_PAGE / host.content_share)).tolist()
+    frames = at_rest_of_host(host, policy, times_ns).saved[0].tolist()
+    return [each * BYTES_PER_PAGE / host.content_share for each in frames]
 
 
 # ---- all machines -------------------------------------------------------------------------------
 
 
 def _surveyed(replicate: Replicate, times_ns: tuple[int, ...]) -> bytes:
-    from planner.population.at_rest import at_rest_saved
-
     scenario, timeline = replicate.world.scenario, replicate.timeline
     times = np.array(times_ns, np.int64)
     n_hosts = len(timeline.hosts)
     columns: dict[str, I64] = {"memory_bytes": _memory(replicate, times).ravel()}
     for index, policy in enumerate(scenario.policies):
-        found = at_rest_saved(replicate.population, scenario, timeline, policy, times,
+        found = at_rest_saved(replicate.population, scenario, timeline, policy, times_ns,
                               replicate.number)
         if found is not None:
             columns[f"at_rest_{index}"] = found.saved.ravel() * BYTES_PER_PAGE
@@ -202,8 +200,6 @@ def _surveyed(replicate: Replicate, times_ns: tuple[int, ...]) -> bytes:
 
 
 def _notes(replicate: Replicate) -> list[str]:
-    from planner.population import notes
-
     return [*notes(replicate.population, replicate.world.scenario, replicate.requests),
             *replicate.requests.notes]
 

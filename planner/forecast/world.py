@@ -20,9 +20,10 @@ from planner.errors import DataError
 from planner.fleet import FleetHost, build_host
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
 from planner.ksm.timings import read_timings
-from planner.population.fit import capture_population
+from planner.population.fit import Captured, capture_population
 from planner.population.hosts import HostBuilder
 from planner.population.model import Population
+from planner.population.sketches import guest_sketches
 from planner.scenario.resolve import from_json
 from planner.scenario.spec import FreePages, Never, PolicySpec, Scenario
 from planner.timeline import Requests, Sketches, Timeline
@@ -97,7 +98,7 @@ class World:
         return self._populations[resample]
 
     @cached_property
-    def _captured(self):  # type: ignore[no-untyped-def]
+    def _captured(self) -> Captured:
         return capture_population(self.scenario, self.traces)
 
 
@@ -121,9 +122,7 @@ class Replicate:
         policy = merging_policy(scenario)
         if scenario.fleet is None or scenario.fleet.placement != "sharing-aware" or policy is None:
             return None
-        from planner.population.sketches import sketches_of
-
-        return sketches_of(self.population, scenario, self.requests, policy, self.number)
+        return guest_sketches(self.population, scenario, self.requests, policy, self.number)
 
     @property
     def names(self) -> tuple[str, ...]:
