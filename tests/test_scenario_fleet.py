@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from planner.cli import main
 from planner.errors import DataError, ScenarioError
 from planner.measures import METRICS
 from planner.scenario import (
@@ -42,6 +43,7 @@ from planner.scenario.resolve import from_json, resolve
 from planner.scenario.schema import describe
 from planner.scenario.sweep import Case, cases_of
 from tests.scenario_facts import GIB, arrivals_of, facts_of
+from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 VALID = Path(__file__).parent / "cases" / "valid"
 SECOND, MINUTE, HOUR, DAY = (10**9 * n for n in (1, 60, 3600, 86400))
@@ -381,3 +383,51 @@ def test_help_lists_every_metric_with_what_its_bounds_are_written_in() -> None:
 def test_help_of_a_partitions_merge_goes_on_as_that_of_the_policy() -> None:
     assert describe("policies.partitions.merge.ksmd.pages_to_scan").splitlines()[1:] == describe(
         "policies.merge.ksmd.pages_to_scan").splitlines()[1:]
+
+
+# ---- planner check --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fleet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small fleet with a sweep over a trace of three guests, in the working directory."""
+    build_trace(tmp_path / "trace", [
+        GuestPlan(f"g{i}", {"tenant": ("red", "red", "blue")[i]},
+                  [MmPlan([pages_of([1, 2, 10 + i])] * 2)]) for i in range(3)])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fleet.yaml").write_text(
+        SMALL.replace("trace: fleet, count: 12", "trace: trace, count: 12, arrivals: 30/min")
+        + "sweep: {hosts.h.count: [2, 3]}\n")
+    return tmp_path / "fleet.yaml"
+
+
+def test_check_counts_what_is_drawn_and_every_case(
+        fleet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", fleet_file.name]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ("fleet.yaml: ok. 1 policies, 2 host(s), 12 drawn guests at the start, "
+                            "1800 more an hour, 60.0 min, 5 replicates\n")
+    assert "note: a sweep of 2 cases; what follows is the first of them, hosts.h.count=2" \
+        in captured.err
+    assert main(["check", "--json", fleet_file.name]) == 0
+    assert json.loads(capsys.readouterr().out)["cases"] == ["hosts.h.count=2", "hosts.h.count=3"]
+    assert main(["check", "--resolved", fleet_file.name]) == 0
+    resolved = capsys.readouterr().out
+    assert from_json(json.loads(resolved)).hosts[0].count == 2
+
+
+def test_check_tells_the_faults_of_every_case(
+        fleet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet_file.write_text(fleet_file.read_text().replace("[2, 3]", "[2, many]"))
+    assert main(["check", fleet_file.name]) == 2
+    assert "expected a whole number, got 'many' (in case hosts.h.count=many)" \
+        in capsys.readouterr().err
+
+
+def test_a_first_scenario_becomes_a_fleet_by_what_its_comment_says(
+        fleet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "trace", "-o", "first.yaml"]) == 0
+    assert "# count: 100" in Path("first.yaml").read_text()
+    assert main(["check", "first.yaml", "--set", "placement=first-fit", "--set", "horizon=1d",
+                 "--set", "workloads[0].count=100", "--set", "hosts[0].count=5"]) == 0
+    assert "5 host(s), 100 drawn guests at the start, 24h00min" in capsys.readouterr().out

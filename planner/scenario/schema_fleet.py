@@ -30,6 +30,7 @@ from planner.scenario.schema_values import (
 )
 
 __all__ = [
+    "MAX_GUESTS",
     "MAX_HOSTS",
     "ArrivalsModel",
     "DomainsModel",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 MAX_HOSTS = 100_000
-_MAX_GUESTS = 10_000_000
+MAX_GUESTS = 10_000_000
 
 
 def _mergeable(value: object) -> object:
@@ -180,7 +181,7 @@ class WorkloadModel(Strict):
         "guest's name. Default all.",
     )
     count: int | None = Field(
-        default=None, ge=1, title="Number of guests",
+        default=None, ge=1, le=MAX_GUESTS, title="Number of guests",
         description="Replayed: take the first guests by id; default all selected. Drawn: so many "
         "guests run at the start.",
     )
@@ -324,7 +325,7 @@ class MigrateModel(Strict):
     """Guests on the move."""
 
     guests: int = Field(
-        ge=1, le=_MAX_GUESTS, title="Number of guests",
+        ge=1, le=MAX_GUESTS, title="Number of guests",
         description="How many drawn guests move to another host, one after another.",
     )
     at: Duration = Field(title="Time", description="When it happens, from the start.")
