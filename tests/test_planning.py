@@ -220,6 +220,7 @@ def test_a_plan_tells_hosts_money_and_what_is_safe() -> None:
     assert policy_of(document, "all")["headroom"] == {
         "worst_bytes": -GIB, "host": "a", "time_ns": HOUR // 2, "replicate": 3, "n_short": 1}
     assert policy_of(document, "off")["headroom"] is None
+    assert not document["is_sampled"]
     assert json.loads(json.dumps(document)) == document
 
 
@@ -280,7 +281,7 @@ def test_what_was_sampled_is_told_with_its_error() -> None:
     told = make_told()
     for outcome_row in told.plan["policies"]:
         outcome_row["saved_error_bytes"] = 10 << 20
-    told.plan.update(n_hosts=1, content_share=0.25)
+    told.plan.update(n_hosts=1, content_share=0.25, is_sampled=True)
     flat = " ".join(render_text(told, width=160, colour=False).split())
     assert "Simulated: 1 of 2 hosts with guests, 25.0 % of contents; standard error of what is " \
            "saved at most 0.54 %." in flat
