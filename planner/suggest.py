@@ -6,7 +6,8 @@ Savings are those of memory at rest, merged once over, at each snapshot of the t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +16,20 @@ import numpy as np
 from planner.errors import UsageError
 from planner.escape import quoted
 from planner.fleet import FleetHost
+from planner.forecast.world import replicate_of
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
-from planner.scenario.spec import Scenario
+from planner.scenario.spec import Scenario, to_json
 from planner.search.cost import PassCost, mean_model, pass_cost
 from planner.search.partitions import Constraints, Partitioning, frontier
 from planner.search.sharing import Sharing, fleet_sharing, saved_frames
 
-__all__ = ["Suggestion", "Wishes", "suggest"]
+__all__ = ["Suggestion", "Wishes", "drawn_machines", "suggest"]
 
 _PAGE_BYTES = 4096
 _MOMENTS = 5
+#: Of a fleet of drawn guests: machines and pages that are looked at.
+_MACHINES = 40
+_PAGES = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,23 @@ def _cost_json(cost: PassCost) -> dict[str, int]:
 
 def _yaml_list(names: Sequence[str]) -> str:
     return "[" + ", ".join(map(quoted, names)) + "]"
+
+
+def drawn_machines(scenario: Scenario) -> tuple[Iterator[FleetHost], int]:
+    """Machines of a scenario whose guests are drawn (its first replicate), one after another, and
+    how many there are.
+
+    At most `_MACHINES`, spread evenly over them, with a share of their contents such that no more
+    than about `_PAGES` pages are looked at. Raises DataError where a trace does not fit.
+    """
+    replicate = replicate_of(json.dumps(to_json(scenario)), 0)
+    n_machines = len(replicate.timeline.hosts)
+    chosen = np.unique(np.linspace(0, n_machines - 1, min(_MACHINES, n_machines)).astype(int))
+    is_chosen = np.isin(replicate.timeline.stay_host, chosen)
+    stays = replicate.timeline.stay_guest[is_chosen]
+    n_pages = int(replicate.requests.memory_bytes[stays].sum()) // _PAGE_BYTES
+    share = min(1.0, _PAGES / max(n_pages, 1))
+    return (replicate.build(host, share) for host in chosen.tolist()), n_machines
 
 
 def suggest(scenario: Scenario, hosts: Iterable[FleetHost], wishes: Wishes,

@@ -57,7 +57,7 @@ def suggest(
     from planner.report.suggest_page import render_suggestion_html
     from planner.report.suggest_text import render_suggestion
     from planner.runner import TraceStore, build_hosts, costs_of, load_scenario
-    from planner.suggest import Wishes
+    from planner.suggest import Wishes, drawn_machines
     from planner.suggest import suggest as find
     from planner.units import parse_duration, parse_size
 
@@ -74,7 +74,11 @@ def suggest(
         may_join_sensitive=with_sensitive)
     store = TraceStore()
     resolved = load_scenario(scenario, settings or (), store=store)
-    found = find(resolved, build_hosts(resolved, store), wishes, costs_of(resolved))
+    if resolved.fleet is None:
+        found = find(resolved, build_hosts(resolved, store), wishes, costs_of(resolved))
+    else:
+        machines, n_machines = drawn_machines(resolved)
+        found = find(resolved, machines, wishes, costs_of(resolved), n_machines)
     if as_json:
         document("suggestion", **found.to_json())
     else:

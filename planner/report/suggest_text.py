@@ -57,7 +57,7 @@ def render_suggestion(document: Mapping[str, Any], width: int = 100) -> str:
     columns = [
         Column(("EXPOSED", "PAIRS"), tuple(str(row["exposed_domain_pairs"]) for row in rows)),
         Column(("SAVED", "mean"), tuple(format_size(row["saved_bytes"]["mean"]) for row in rows)),
-        Column(("OVER THE", "SNAPSHOTS"), tuple(map(span, rows))),
+        Column(("OVER THE", "MOMENTS"), tuple(map(span, rows))),
         Column(("OF ONE", "SPACE"), tuple(
             format_share(row["saved_bytes"]["mean"] / top) for row in rows)),
         Column(("MERGE", "CPU"), tuple(format_duration(row["merge_cpu_ns"]) for row in rows)),
