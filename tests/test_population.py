@@ -156,6 +156,19 @@ def test_templates_hold_what_the_snapshots_hold(tmp_path: Path) -> None:
         assert template.memory_bytes == 1 << 27
 
 
+def test_a_guest_that_came_late_or_left_is_always_there_when_drawn(tmp_path: Path) -> None:
+    first, second = pages_of([1, 2]), pages_of([1, 3])
+    path = build_trace(tmp_path / "t", [
+        GuestPlan("late", {}, [MmPlan([None, first, second, second])]),
+        GuestPlan("gone", {}, [MmPlan([first, second, None, None])]),
+        GuestPlan("always", {}, [MmPlan([first, first, first, second])])])
+    population = fitted(path, {"web": range(3)})
+    held = [[sorted(population.contents.hash[row[row >= 0]].tolist()) for row in template.content]
+            for template in population.templates]
+    assert held == [[[1, 2], [1, 2], [1, 3], [1, 3]], [[1, 2], [1, 3], [1, 3], [1, 3]],
+                    [[1, 2], [1, 2], [1, 2], [1, 3]]]
+
+
 def test_an_ineligible_workload_is_refused_by_name_unless_it_says_so(tmp_path: Path) -> None:
     path = build_trace(tmp_path / "t", [GuestPlan("g", {}, [
         MmPlan([pages_of([1, 2])], region_flags=0)])])
