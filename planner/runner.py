@@ -412,7 +412,7 @@ def _fleet_result(record: _Record, fleet: FleetRun) -> Result:
     if fleet.sampling["is_sampled"]:
         assumptions += SAMPLED_ASSUMPTIONS
     return record.result(rows, recorder, fleet.outcomes, machines=fleet.machines,
-                         warnings=[*fleet.warnings, *fleet.notes], assumptions=assumptions,
+                         warnings=fleet.warnings, assumptions=assumptions,
                          notes=fleet.notes, sampling=fleet.sampling,
                          replicates=list(fleet.facts))
 
