@@ -1,20 +1,56 @@
-"""Finished cases of a run that is not finished: kept in a folder, so that a rerun goes on there."""
+"""Finished cases of a run: their outcomes as bytes, and a folder that keeps them.
+
+A run that was stopped goes on with what the folder holds.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from planner.errors import DataError
 
-__all__ = ["CaseFolder"]
+__all__ = ["CaseFolder", "pack", "unpack"]
 
 _SUFFIX = ".case"
 _DIGEST_BYTES = 32
+_LENGTH_BYTES = 8
+
+
+def pack(facts: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> bytes:
+    """JSON-able facts and tables as bytes: the length of a JSON header, that, Arrow streams."""
+    streams: dict[str, pa.Buffer] = {}
+    for name, table in tables.items():
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        streams[name] = sink.getvalue()
+    header = json.dumps({"facts": facts, "tables": {
+        name: stream.size for name, stream in streams.items()}}).encode()
+    return b"".join([len(header).to_bytes(_LENGTH_BYTES, "little"), header,
+                     *(stream.to_pybytes() for stream in streams.values())])
+
+
+def unpack(payload: bytes) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """What `pack` was given."""
+    start = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little")
+    header = json.loads(payload[_LENGTH_BYTES:start])
+    tables: dict[str, pa.Table] = {}
+    whole = pa.py_buffer(payload)
+    for name, size in header["tables"].items():
+        with pa.ipc.open_stream(whole.slice(start, size)) as reader:
+            tables[name] = reader.read_all()
+        start += size
+    return header["facts"], tables
 
 
 class CaseFolder:

@@ -1,8 +1,9 @@
 """Two results side by side: what changed in the inputs, and what that changed for each policy.
 
-A result is one run, so a difference has no interval: where both ran the same guests, writes and
-seed it is exact for this model, and `is_paired` says so; else it mixes the change with another
-draw. `interval` stays None until runs have replicates.
+Where both ran the same guests, writes and seed (`is_paired`), a difference of two single runs is
+exact for this model and has no interval; with replicates it is paired replicate by replicate, and
+`interval` and `verdict` say what it is worth. Results that are not paired mix the change with
+another draw.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from planner.measures import METRICS as MEASURES
 from planner.metrics import Result
+from planner.planning.intervals import difference
 
 __all__ = ["FORMAT_VERSION", "METRICS", "Change", "Comparison", "Difference", "compare"]
 
@@ -20,6 +25,9 @@ FORMAT_VERSION = 1
 #: Columns of the summary table that are compared, in order.
 METRICS = ("saved_bytes", "saved_zero_bytes", "saved_share", "merge_cpu_ns", "time_to_90_ns",
            "cow_breaks", "cross_domain_pages", "cross_domain_sensitive_pages", "unmerge_bytes")
+#: Columns of the table of replicates that are compared besides, where both have replicates.
+REPLICATE_METRICS = ("hosts_needed", "headroom_worst_bytes")
+_IS_MORE_BETTER = {measure.column: measure.is_more_better for measure in MEASURES.values()}
 #: Changes listed at most; a comparison of two unrelated results has thousands.
 MAX_CHANGES = 1000
 #: Keys of lists whose entries have names: compared by name, not by place.
@@ -41,7 +49,9 @@ class Change:
 class Difference:
     """One metric of one policy in both results; `change` is after - before.
 
-    `interval` will hold the bounds of `change` where runs have replicates; None: one run each.
+    `interval` holds the bounds, at 95 %, of the mean change by replicate, of which there are
+    `n_replicates`; None where the results are not paired, or are one run each. `verdict` is then
+    `better`, `worse`, or `no difference shown`.
     """
 
     policy: str
@@ -50,6 +60,8 @@ class Difference:
     after: float | None
     change: float | None
     interval: tuple[float, float] | None = None
+    verdict: str | None = None
+    n_replicates: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,7 @@ class Comparison:
 
     @property
     def is_different(self) -> bool:
-        """Whether any input or any figure differs."""
+        """Whether any input or any figure differs (shown or not)."""
         return bool(self.n_changes or self.only_before or self.only_after
                     or any(each.change != 0 and each.before != each.after
                            for each in self.differences))
@@ -89,13 +101,18 @@ def compare(before: Result, after: Result) -> Comparison:
     rows = [{row["policy"]: row for row in result.summary.to_pylist()}
             for result in (before, after)]
     both = [name for name in rows[1] if name in rows[0]]
+    is_paired = _pairing(before) == _pairing(after)
+    replicates = [_replicates(result) for result in (before, after)]
+    metrics = METRICS if min(map(len, replicates)) == 0 else (*METRICS, *REPLICATE_METRICS)
     return Comparison(
         digests=(str(before.run["digest"]), str(after.run["digest"])),
         names=(str(before.scenario["name"]), str(after.scenario["name"])),
-        is_paired=_pairing(before) == _pairing(after),
+        is_paired=is_paired,
         changes=tuple(changes[:MAX_CHANGES]), n_changes=len(changes),
-        differences=tuple(_difference(name, metric, rows[0][name], rows[1][name])
-                          for name in both for metric in METRICS),
+        differences=tuple(
+            _difference(name, metric, (rows[0][name], rows[1][name]),
+                        (replicates[0].get(name, {}), replicates[1].get(name, {})), is_paired)
+            for name in both for metric in metrics),
         only_before=tuple(name for name in rows[0] if name not in rows[1]),
         only_after=tuple(name for name in rows[1] if name not in rows[0]))
 
@@ -139,8 +156,35 @@ def _by_name(entries: list[Any]) -> dict[str, Any]:
             for index, entry in enumerate(entries)}
 
 
-def _difference(policy: str, metric: str, before: Mapping[str, Any],
-                after: Mapping[str, Any]) -> Difference:
-    old, new = before[metric], after[metric]
-    change = new - old if old is not None and new is not None else None
-    return Difference(policy, metric, old, new, change)
+def _replicates(result: Result) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """By policy the rows of more than one replicate, by number; refits left out."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in result.replicates.to_pylist():
+        if row["resample"] < 0:
+            found.setdefault(row["policy"], {})[row["replicate"]] = row
+    return {policy: rows for policy, rows in found.items() if len(rows) > 1}
+
+
+def _difference(policy: str, metric: str, rows: tuple[Mapping[str, Any], Mapping[str, Any]],
+                replicates: tuple[Mapping[int, Mapping[str, Any]],
+                                  Mapping[int, Mapping[str, Any]]], is_paired: bool) -> Difference:
+    before, after = (row[metric] if metric in row else _middle(found, metric)
+                     for row, found in zip(rows, replicates, strict=True))
+    change = after - before if before is not None and after is not None else None
+    plain = Difference(policy, metric, before, after, change)
+    pairs = [(replicates[1][number].get(metric), replicates[0][number].get(metric))
+             for number in sorted(set(replicates[0]) & set(replicates[1]))] if is_paired else []
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    found = difference(np.array([a for a, _ in known], np.float64),
+                       np.array([b for _, b in known], np.float64),
+                       identity=f"compare/{policy}/{metric}")
+    if found is None or found.low is None or found.high is None:
+        return plain
+    return Difference(policy, metric, before, after, found.mean, (found.low, found.high),
+                      found.verdict(_IS_MORE_BETTER.get(metric, False)), found.n)
+
+
+def _middle(rows: Mapping[int, Mapping[str, Any]], metric: str) -> float | None:
+    """The median over replicates in which it is known."""
+    known = [row[metric] for row in rows.values() if row[metric] is not None]
+    return float(np.median(known)) if known else None

@@ -47,7 +47,7 @@ PLAN_FORMAT_VERSION = 1
 _PLAN_KEYS: dict[str, type] = {
     "format_version": int, "policies": list, "requirements": list, "differences": list,
     "n_replicates": int, "n_resamples": int, "confidence": float, "is_drawn": bool,
-    "n_guests": int, "n_machines": int, "n_hosts": int, "notes": list}
+    "n_guests": int, "n_machines": int, "n_hosts": int, "n_hosts_used": int, "notes": list}
 _PLAN_POLICY_KEYS: dict[str, type] = {"policy": str, "metrics": dict, "hosts": dict,
                                       "storms": dict, "cpu": dict}
 _VERDICT_KEYS: dict[str, type] = {"policy": str, "metric": str, "unit": str, "n_held": int,

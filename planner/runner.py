@@ -6,10 +6,12 @@ recorder holds becomes a Result.
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,17 +21,35 @@ import numpy as np
 
 import planner
 from planner import scenario as scenarios
+from planner.arrivals import read_arrivals
+from planner.cases import CaseFolder
 from planner.engine import simulate_host
 from planner.errors import DataError, InterruptedRunError
+from planner.executor import Progress, open_pool
 from planner.fleet import FleetHost, build_host
+from planner.forecast.fleet import FleetRun, run_fleet
+from planner.forecast.replay import Replayed, run_replay
+from planner.forecast.world import replicate_of
 from planner.inventory import read_inventory
 from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
 from planner.ksm.timings import read_timings
-from planner.metrics import EVENTS, HOSTS, PARTITIONS, SUMMARY, Recorder, Result, summarise
+from planner.metrics import (
+    EVENTS,
+    HOSTS,
+    PARTITIONS,
+    REPLICATES,
+    SERIES,
+    SUMMARY,
+    Recorder,
+    Result,
+    summarise,
+)
+from planner.planning import Outcome, plan, summary_row
 from planner.policies.partition import partition_text
 from planner.policies.timing import merge_text
 from planner.results import scenario_digest
 from planner.scenario.spec import (
+    ArrivalFacts,
     FleetFacts,
     GuestFacts,
     PolicySpec,
@@ -40,10 +60,12 @@ from planner.scenario.spec import (
 from planner.scenario.spec import (
     FleetHost as ListedHost,
 )
+from planner.scenario.sweep import Case as SweepCase
 from planner.trace import PAGE_BYTES, Trace, open_trace
 from planner.units import format_size
 
-__all__ = ["TraceStore", "build_hosts", "costs_of", "load_scenario", "run", "run_digest"]
+__all__ = ["TraceStore", "build_hosts", "costs_of", "load_cases", "load_scenario", "run",
+           "run_digest"]
 
 #: What a reader of the numbers must know of the model; the report prints it.
 ASSUMPTIONS = (
@@ -62,7 +84,22 @@ ASSUMPTIONS = (
     "stable node, 48 an mm); what fork already shares is not a saving.",
 )
 
-Progress = Callable[[str, float], None]
+#: In place of the first assumption, where guests are drawn.
+DRAWN_ASSUMPTIONS = (
+    "Guests are drawn like the captured ones, with contents in common as often as those had and "
+    "private contents of their own; the capture is passed through again and again "
+    "(docs/fleets.md).",
+    "All strategies meet the same guests, placements, writes and incidents; replicates differ in "
+    "all of them.",
+)
+SAMPLED_ASSUMPTIONS = (
+    "Only a share of the contents, or of the hosts, was simulated; totals are estimated with the "
+    "standard errors told. Figures of the worst host and of 99 % of hosts are of the simulated "
+    "hosts only, and what happened to huge pages is the least certain.",
+)
+#: Machines of a fleet that `build_hosts` builds, and pages that they have together.
+MOST_DRAWN_HOSTS = 4
+_MOST_DRAWN_PAGES = 4_000_000
 
 
 class TraceStore:
@@ -135,7 +172,18 @@ def load_scenario(path: Path | str, overrides: Sequence[str] = (), *,
     'blue'
     """
     return scenarios.load_scenario(Path(path), (store or TraceStore()).facts, overrides,
-                                   fleet_facts, notes)
+                                   fleet_facts, notes, arrival_facts)
+
+
+def load_cases(path: Path | str, overrides: Sequence[str] = (), *,
+               store: TraceStore | None = None, notes: list[str] | None = None
+               ) -> list[SweepCase]:
+    """The scenario of a file in every case of its sweep; one case where it has none.
+
+    Arguments and errors as for `load_scenario`.
+    """
+    return scenarios.load_cases(Path(path), (store or TraceStore()).facts, overrides,
+                                fleet_facts, notes, arrival_facts)
 
 
 def fleet_facts(path: Path) -> FleetFacts:
@@ -144,6 +192,15 @@ def fleet_facts(path: Path) -> FleetFacts:
     return FleetFacts(
         str(path), tuple(ListedHost(row.name, row.memory_bytes, row.cpus) for row in found.hosts),
         tuple((row.name, row.all_labels()) for row in found.guests))
+
+
+def arrival_facts(path: Path) -> ArrivalFacts:
+    """What scenarios need to know of the arrival table at `path`."""
+    table = read_arrivals(path)
+    return ArrivalFacts(
+        str(path), table.digest, len(table), len(np.unique(table.tenant[table.tenant >= 0])),
+        int(table.time_ns[0]) if len(table) else 0, int(table.time_ns[-1]) if len(table) else 0,
+        int(table.memory_bytes.max(initial=0)))
 
 
 def run_digest(scenario: Scenario, costs: Mapping[str, CostModel] | None = None) -> str:
@@ -157,6 +214,9 @@ def run_digest(scenario: Scenario, costs: Mapping[str, CostModel] | None = None)
     for host in form["hosts"]:
         if host["timings"] != BUILTIN_UNMEASURED.name:
             host["timings"] = str(costs[host["timings"]].costs_ns())
+    arrivals = (form.get("fleet") or {}).get("arrivals")
+    if arrivals is not None:  # it counts by its digest
+        arrivals["table"] = ""
     return scenario_digest(form, planner.__version__)
 
 
@@ -168,12 +228,19 @@ def costs_of(scenario: Scenario) -> dict[str, CostModel]:
 
 
 def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
-        store: TraceStore | None = None) -> Result:
-    """Replay every policy of the scenario over its hosts.
+        store: TraceStore | None = None, workers: int = 1, cluster: str | None = None,
+        cases: Path | None = None) -> Result:
+    """Simulate every policy of the scenario over its hosts.
 
-    `progress(policy, share)` is called as simulated time passes, with the share of all work that
-    is done. Raises ScenarioError or DataError, and InterruptedRunError on Ctrl-C, whose `partial`
-    is the Result over the policies that were finished.
+    `progress(what, share)` is called as work is done, with the share of all of it. `workers`: local
+    processes; more than one need a program guarded by `if __name__ == "__main__":`. `cluster`: the
+    address of a dask scheduler instead, such as `tcp://10.0.0.1:8786`. `cases`: a folder that
+    keeps what is finished of a run of several cases (drawn guests, several replicates), from
+    which a rerun goes on; the caller removes it once the result is saved.
+
+    Raises ScenarioError or DataError, MachineError for processes or a cluster that cannot do it,
+    and InterruptedRunError on Ctrl-C, whose `partial` is the Result over the policies of a replay
+    that were finished.
 
     >>> import planner
     >>> result = planner.run("small.yaml")
@@ -187,39 +254,95 @@ def run(scenario: Scenario | Path | str, *, progress: Progress | None = None,
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, store=store)
     started = time.perf_counter()
-    traces = {workload.trace: store.open(workload.trace) for workload in scenario.workloads}
+    traces = _traces(scenario, store)
     costs = costs_of(scenario)
-    hosts = build_hosts(scenario, store)
-    recorder = Recorder()
-    finished: list[PolicySpec] = []
+    record = _Record(scenario, run_digest(scenario, costs), traces, costs, started)
+    if not scenario.is_fleet and scenario.replicates == 1 and workers == 1 and cluster is None:
+        return _replayed_here(record, build_hosts(scenario, store), progress)
+    folder = CaseFolder(cases) if cases is not None else None
     try:
-        for policy in scenario.policies:
-            _run_policy(scenario, policy, hosts, costs, recorder, progress, len(finished))
-            finished.append(policy)
+        with open_pool(workers, cluster) as pool:
+            if scenario.is_fleet:
+                return _fleet_result(record, run_fleet(scenario, record.digest, pool,
+                                                       folder=folder, progress=progress))
+            return _replay_result(record, run_replay(scenario, record.digest, pool,
+                                                     folder=folder, progress=progress))
     except KeyboardInterrupt:
-        if not finished:
-            raise InterruptedRunError(
-                "interrupted before the first policy was finished; nothing was written") from None
-        partial = _result(scenario, finished, recorder, traces, hosts, costs, started, "partial")
+        n_kept = len(folder.finished()) if folder is not None else 0
         raise InterruptedRunError(
-            f"interrupted after {len(finished)} of {len(scenario.policies)} policies",
-            partial=partial) from None
-    return _result(scenario, finished, recorder, traces, hosts, costs, started, "complete")
+            f"interrupted; {n_kept} finished cases are kept in {cases}" if n_kept
+            else "interrupted before a case was finished; nothing was written",
+            instead="run again to go on" if n_kept else "") from None
 
 
-def build_hosts(scenario: Scenario, store: TraceStore) -> list[FleetHost]:
-    """The scenario's hosts with their guests. Raises DataError where a trace does not fit."""
+def _traces(scenario: Scenario, store: TraceStore) -> dict[str, Trace]:
+    """The traces by path. Raises DataError for one that was changed since."""
     traces = {workload.trace: store.open(workload.trace) for workload in scenario.workloads}
     for workload in scenario.workloads:
         if traces[workload.trace].digest != workload.trace_digest:
             raise DataError("the trace is not the one that the scenario was resolved with",
                             where=workload.trace, instead="resolve the scenario again")
+    return traces
+
+
+def build_hosts(scenario: Scenario, store: TraceStore) -> list[FleetHost]:
+    """The scenario's hosts with their guests. Raises DataError where a trace does not fit.
+
+    Where guests are drawn: up to `MOST_DRAWN_HOSTS` machines of the first replicate, evenly over
+    those with guests, with all contents where that is not too much and else with a share
+    (`content_share`).
+    """
+    traces = _traces(scenario, store)
+    if scenario.is_fleet:
+        return _drawn_hosts(scenario)
     return [build_host(scenario, spec, traces) for spec in scenario.hosts]
 
 
-def _run_policy(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHost],
-                costs: Mapping[str, CostModel], recorder: Recorder, progress: Progress | None,
-                n_finished: int) -> None:
+def _drawn_hosts(scenario: Scenario) -> list[FleetHost]:
+    replicate = replicate_of(json.dumps(to_json(scenario)), 0)
+    used = np.unique(replicate.timeline.stay_host)
+    if not len(used):
+        raise DataError("no guest found room on any host", where=f"scenario {scenario.name!r}",
+                        instead="give the fleet larger hosts, or smaller guests")
+    at = np.unique(np.linspace(0, len(used) - 1, MOST_DRAWN_HOSTS).round().astype(np.int64))
+    stays = replicate.timeline.stay_guest
+    n_pages = int(replicate.requests.memory_bytes[stays].sum()) // PAGE_BYTES
+    share = min(1.0, _MOST_DRAWN_PAGES / max(1, n_pages * len(at) // len(used)))
+    return [replicate.build(int(used[index]), float(f"{share:.3g}")) for index in at]
+
+
+# ---- replays ------------------------------------------------------------------------------------
+
+
+def _replayed_here(record: _Record, hosts: Sequence[FleetHost], progress: Progress | None
+                   ) -> Result:
+    """A replay in this process, policy by policy: what is finished outlives an interrupt."""
+    scenario = record.scenario
+    recorder = Recorder()
+    finished: list[PolicySpec] = []
+
+    def result(status: str) -> Result:
+        rows = {name: _rows_of(recorder.table(kind), {policy.name for policy in finished})
+                for name, kind in _KINDS.items()}
+        return _replay_result(record, Replayed.of_one(scenario, hosts, rows), finished, status)
+
+    try:
+        for policy in scenario.policies:
+            _run_policy(record, policy, hosts, recorder, progress, len(finished))
+            finished.append(policy)
+    except KeyboardInterrupt:
+        if not finished:
+            raise InterruptedRunError(
+                "interrupted before the first policy was finished; nothing was written") from None
+        raise InterruptedRunError(
+            f"interrupted after {len(finished)} of {len(scenario.policies)} policies",
+            partial=result("partial")) from None
+    return result("complete")
+
+
+def _run_policy(record: _Record, policy: PolicySpec, hosts: Sequence[FleetHost],
+                recorder: Recorder, progress: Progress | None, n_finished: int) -> None:
+    scenario = record.scenario
     for index, host in enumerate(hosts):
         step = n_finished * len(hosts) + index
         report = _step_progress(progress, policy.name, step,
@@ -227,25 +350,7 @@ def _run_policy(scenario: Scenario, policy: PolicySpec, hosts: Sequence[FleetHos
         simulate_host(host, policy, sensitive=scenario.domains.sensitive,
                       horizon_ns=scenario.horizon_ns,
                       sample_every_ns=scenario.output.sample_every_ns,
-                      cost=costs[host.spec.timings], recorder=recorder, progress=report)
-
-
-def _result(scenario: Scenario, policies: Sequence[PolicySpec], recorder: Recorder,
-            traces: dict[str, Trace], hosts: Sequence[FleetHost], costs: Mapping[str, CostModel],
-            started: float, status: str) -> Result:
-    """The Result over the finished policies."""
-    names = {policy.name for policy in policies}
-    samples, partitions, events = (_rows_of(recorder.table(kind), names)
-                                   for kind in (HOSTS, PARTITIONS, EVENTS))
-    for policy in policies:
-        texts = {"policy": policy.name, "merge": merge_text(policy.merge),
-                 "partition_by": partition_text(policy)}
-        recorder.add(SUMMARY, summarise(texts, _rows_of(samples, {policy.name}),
-                                        _rows_of(partitions, {policy.name}),
-                                        scenario.horizon_ns))
-    record = _run_record(scenario, traces, hosts, costs, time.perf_counter() - started)
-    return Result(to_json(scenario), {**record, "status": status}, recorder.table(SUMMARY),
-                  samples, partitions, events)
+                      cost=record.costs[host.spec.timings], recorder=recorder, progress=report)
 
 
 def _step_progress(progress: Progress | None, policy: str, step: int, n_steps: int,
@@ -266,43 +371,103 @@ def _rows_of(table: Any, policies: set[str]) -> Any:
                                np.int64))
 
 
-def _warnings(hosts: Sequence[FleetHost]) -> list[str]:
-    """What a reader must know before believing the table, beyond the standing assumptions."""
-    return [
-        f"KSM had merged pages on {host.spec.name} when it was captured and saved "
-        f"{format_size(host.n_premerged_frames * PAGE_BYTES)} there. They are replayed unmerged: "
+def _replay_result(record: _Record, replayed: Replayed,
+                   policies: Sequence[PolicySpec] | None = None,
+                   status: str = "complete") -> Result:
+    """The Result over the finished policies: tables of the first replicate."""
+    scenario = record.scenario
+    recorder = Recorder()
+    for policy in scenario.policies if policies is None else policies:
+        rows = {name: _rows_of(table, {policy.name}) for name, table in replayed.rows.items()}
+        recorder.add(SUMMARY, summarise(_texts(policy), rows["hosts"], rows["partitions"],
+                                        scenario.horizon_ns))
+    machines = replayed.machines
+    warnings = [
+        f"KSM had merged pages on {machine['name']} when it was captured and saved "
+        f"{format_size(machine['premerged_bytes'])} there. They are replayed unmerged: "
         "compare the strategies with one another; savings are against no merging, not against "
         "what the host does today."
-        for host in hosts if host.n_premerged_frames]
+        for machine in machines if machine["premerged_bytes"]]
+    return record.result(replayed.rows, recorder, replayed.outcomes, machines=machines,
+                         warnings=warnings, assumptions=ASSUMPTIONS, status=status)
 
 
-def _run_record(scenario: Scenario, traces: dict[str, Trace], hosts: Sequence[FleetHost],
-                costs: Mapping[str, CostModel], elapsed_s: float) -> dict[str, Any]:
-    return {
-        "format_version": 1,
-        "digest": run_digest(scenario, costs),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "elapsed_s": round(elapsed_s, 3),
-        "seed": scenario.seed,
-        "timings": list(costs),
-        # What they said then: a calibration may be made anew, or be moved.
-        "costs_ns": {name: cost.costs_ns() for name, cost in costs.items()},
-        "validated": False,
-        "versions": {
-            "planner": planner.__version__, "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "numba", "pyarrow", "simpy")}},
-        "traces": [{
-            "path": path, "digest": trace.digest, "status": trace.status,
-            "n_guests": len(trace.guests), "n_snapshots": len(trace.snapshots),
-            "n_pages": trace.snapshots[0].n_pages, "span_ns": trace.span_ns,
-            "hash": trace.hash_info.algorithm, "key_id": trace.hash_info.key_id,
-            "source": str(trace.provenance.get("source", "unknown")),
-        } for path, trace in traces.items()],
-        "hosts": [{
-            "name": host.spec.name, "n_guests": len(host.guests), "n_mms": len(host.mms),
-            "n_sites": len(host.site_mm), "n_events": len(host.event_time_ns),
-            "premerged_bytes": host.n_premerged_frames * PAGE_BYTES,
-        } for host in hosts],
-        "warnings": _warnings(hosts),
-        "assumptions": list(ASSUMPTIONS),
-    }
+def _texts(policy: PolicySpec) -> dict[str, str]:
+    return {"policy": policy.name, "merge": merge_text(policy.merge),
+            "partition_by": partition_text(policy)}
+
+
+# ---- fleets -------------------------------------------------------------------------------------
+
+
+def _fleet_result(record: _Record, fleet: FleetRun) -> Result:
+    scenario = record.scenario
+    recorder = Recorder()
+    for policy in scenario.policies:
+        mine = [each for each in fleet.outcomes if each.row["policy"] == policy.name]
+        recorder.add(SUMMARY, summary_row(_texts(policy), mine,
+                                          scenario.horizon_ns - scenario.warm_up_ns))
+    rows = {"hosts": fleet.hosts, "partitions": fleet.partitions, "events": fleet.events}
+    assumptions = [*DRAWN_ASSUMPTIONS, *ASSUMPTIONS[1:]]
+    if fleet.sampling["is_sampled"]:
+        assumptions += SAMPLED_ASSUMPTIONS
+    return record.result(rows, recorder, fleet.outcomes, machines=fleet.machines,
+                         warnings=fleet.warnings, assumptions=assumptions,
+                         notes=fleet.notes, sampling=fleet.sampling,
+                         replicates=list(fleet.facts))
+
+
+# ---- the result ---------------------------------------------------------------------------------
+
+_KINDS = {"hosts": HOSTS, "partitions": PARTITIONS, "events": EVENTS}
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What is recorded of every run."""
+
+    scenario: Scenario
+    digest: str
+    traces: Mapping[str, Trace]
+    costs: Mapping[str, CostModel]
+    started_s: float
+
+    def result(self, rows: Mapping[str, Any], recorder: Recorder, outcomes: Sequence[Outcome], *,
+               machines: Sequence[Mapping[str, Any]], warnings: Sequence[str],
+               assumptions: Sequence[str], notes: Sequence[str] = (), status: str = "complete",
+               **facts: Any) -> Result:
+        """The Result from rows by kind, a recorder with the summary, and all outcomes."""
+        for each in outcomes:
+            recorder.add(REPLICATES, each.row)
+            if each.row["resample"] < 0:
+                for row in each.series:
+                    recorder.add(SERIES, row)
+        document = plan(self.scenario, outcomes, digest=self.digest, notes=notes)
+        run = {**self._of_any_run(), "hosts": list(machines), "warnings": list(warnings),
+               "assumptions": list(assumptions), **facts, "status": status}
+        return Result(to_json(self.scenario), run, recorder.table(SUMMARY), rows["hosts"],
+                      rows["partitions"], rows["events"], recorder.table(REPLICATES),
+                      recorder.table(SERIES), document)
+
+    def _of_any_run(self) -> dict[str, Any]:
+        return {
+            "format_version": 1,
+            "digest": self.digest,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "elapsed_s": round(time.perf_counter() - self.started_s, 3),
+            "seed": self.scenario.seed,
+            "timings": list(self.costs),
+            # What they said then: a calibration may be made anew, or be moved.
+            "costs_ns": {name: cost.costs_ns() for name, cost in self.costs.items()},
+            "validated": False,
+            "versions": {
+                "planner": planner.__version__, "python": platform.python_version(),
+                **{name: version(name) for name in ("numpy", "numba", "pyarrow", "simpy")}},
+            "traces": [{
+                "path": path, "digest": trace.digest, "status": trace.status,
+                "n_guests": len(trace.guests), "n_snapshots": len(trace.snapshots),
+                "n_pages": trace.snapshots[0].n_pages, "span_ns": trace.span_ns,
+                "hash": trace.hash_info.algorithm, "key_id": trace.hash_info.key_id,
+                "source": str(trace.provenance.get("source", "unknown")),
+            } for path, trace in self.traces.items()],
+        }

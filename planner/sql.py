@@ -10,15 +10,15 @@ from planner.metrics import Result
 __all__ = ["TABLES", "query"]
 
 #: Names of the tables, as those of the files in a results folder.
-TABLES = ("summary", "hosts", "partitions", "events")
+TABLES = ("summary", "hosts", "partitions", "events", "replicates", "series")
 
 
 def query(result: Result, statement: str) -> Any:
     """The answer of one SQL statement as an Arrow table.
 
-    The tables are `summary`, `hosts`, `partitions` and `events`. Files and the network are out of
-    reach. Raises MachineError where DuckDB is not installed, UsageError for a statement that it
-    refuses.
+    The tables are `summary`, `hosts`, `partitions`, `events`, `replicates` and `series`. Files and
+    the network are out of reach. Raises MachineError where DuckDB is not installed, UsageError for
+    a statement that it refuses.
     """
     try:
         import duckdb

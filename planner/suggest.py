@@ -6,7 +6,8 @@ Savings are those of memory at rest, merged once over, at each snapshot of the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,20 @@ import numpy as np
 from planner.errors import UsageError
 from planner.escape import quoted
 from planner.fleet import FleetHost
-from planner.scenario.spec import Scenario
+from planner.forecast.world import replicate_of
+from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
+from planner.scenario.spec import Scenario, to_json
+from planner.search.cost import PassCost, mean_model, pass_cost
 from planner.search.partitions import Constraints, Partitioning, frontier
 from planner.search.sharing import Sharing, fleet_sharing, saved_frames
 
-__all__ = ["Suggestion", "Wishes", "suggest"]
+__all__ = ["Suggestion", "Wishes", "drawn_machines", "suggest"]
 
 _PAGE_BYTES = 4096
 _MOMENTS = 5
+#: Of a fleet of drawn guests: machines and pages that are looked at.
+_MACHINES = 40
+_PAGES = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,8 @@ class Wishes:
 
     `by`: the key whose values may be joined. `alone`, `apart`, `most_exposed_pairs`: see
     planner.search.partitions. `most_unmerge_bytes`: no more memory merged than could be given
-    back at once. Members with memory of a sensitive domain are alone unless `may_join_sensitive`.
+    back at once. `most_merge_ns`: no more CPU time for the pass that merges everything, over all
+    hosts. Members with memory of a sensitive domain are alone unless `may_join_sensitive`.
     """
 
     by: str = "domain"
@@ -39,21 +47,31 @@ class Wishes:
     apart: tuple[tuple[str, ...], ...] = ()
     most_exposed_pairs: int | None = None
     most_unmerge_bytes: int | None = None
+    most_merge_ns: int | None = None
     may_join_sensitive: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Suggestion:
     """The frontier by ascending exposure; `saved_bytes` (lowest, mean, highest over the moments)
-    of each, and what one merge space over all would save whatever it exposes. `sensitive`: the
-    scenario's sensitive domains."""
+    of each and the `costs` of a pass over it, and what one merge space over all would save
+    whatever it exposes. `sensitive`: the scenario's sensitive domains. `cost_name`: the cost model
+    (docs/calibration.md). `n_hosts` of `n_machines` were counted, with `content_share` of their
+    contents, and all figures are scaled up from there. `title`: the scenario's name."""
 
+    title: str
     by: str
     members: tuple[str, ...]
+    n_hosts: int
+    n_machines: int
+    content_share: float
     n_moments: int
     partitionings: tuple[Partitioning, ...]
     saved_bytes: tuple[tuple[int, int, int], ...]
+    costs: tuple[PassCost, ...]
+    cost_name: str
     one_space_bytes: int
+    one_space_cost: PassCost
     one_space_pairs: int
     alone: tuple[str, ...]
     sensitive: tuple[str, ...]
@@ -66,15 +84,19 @@ class Suggestion:
     def to_json(self) -> dict[str, Any]:
         """A document of plain values."""
         return {
-            "by": self.by, "members": list(self.members),
-            "n_moments": self.n_moments, "alone": list(self.alone),
+            "title": self.title, "by": self.by, "members": list(self.members),
+            "n_hosts": self.n_hosts, "n_machines": self.n_machines,
+            "content_share": self.content_share,
+            "n_moments": self.n_moments, "alone": list(self.alone), "costs": self.cost_name,
             "one_merge_space": {"saved_bytes": self.one_space_bytes,
-                                "exposed_domain_pairs": self.one_space_pairs},
+                                "exposed_domain_pairs": self.one_space_pairs,
+                                **_cost_json(self.one_space_cost)},
             "frontier": [
                 {"exposed_domain_pairs": item.n_exposed_pairs, "groups": self.groups(index),
-                 "saved_bytes": {"lowest": low, "mean": mean, "highest": high}}
-                for index, (item, (low, mean, high)) in enumerate(
-                    zip(self.partitionings, self.saved_bytes, strict=True))]}
+                 "saved_bytes": {"lowest": low, "mean": mean, "highest": high},
+                 **_cost_json(cost)}
+                for index, (item, (low, mean, high), cost) in enumerate(
+                    zip(self.partitionings, self.saved_bytes, self.costs, strict=True))]}
 
     def policy_yaml(self, index: int) -> str:
         """Lines for a scenario that run a partitioning of domains, as groups.
@@ -95,32 +117,68 @@ class Suggestion:
             "    merge: {sync: {at: [boot]}}", ""])
 
 
+def _cost_json(cost: PassCost) -> dict[str, int]:
+    return {"looked_at_bytes": cost.n_pages * _PAGE_BYTES, "merge_cpu_ns": cost.merge_ns,
+            "further_pass_cpu_ns": cost.again_ns}
+
+
 def _yaml_list(names: Sequence[str]) -> str:
     return "[" + ", ".join(map(quoted, names)) + "]"
 
 
-def suggest(scenario: Scenario, hosts: Sequence[FleetHost], wishes: Wishes) -> Suggestion:
-    """Search the partitionings of the scenario's fleet. Raises UsageError for wishes that name
-    nothing or cannot be met."""
+def drawn_machines(scenario: Scenario) -> tuple[Iterator[FleetHost], int]:
+    """Machines of a scenario whose guests are drawn (its first replicate), one after another, and
+    how many there are.
+
+    At most `_MACHINES`, spread evenly over them, with a share of their contents such that no more
+    than about `_PAGES` pages are looked at. Raises DataError where a trace does not fit.
+    """
+    replicate = replicate_of(json.dumps(to_json(scenario)), 0)
+    n_machines = len(replicate.timeline.hosts)
+    chosen = np.unique(np.linspace(0, n_machines - 1, min(_MACHINES, n_machines)).astype(int))
+    is_chosen = np.isin(replicate.timeline.stay_host, chosen)
+    stays = replicate.timeline.stay_guest[is_chosen]
+    n_pages = int(replicate.requests.memory_bytes[stays].sum()) // _PAGE_BYTES
+    share = min(1.0, _PAGES / max(n_pages, 1))
+    return (replicate.build(host, share) for host in chosen.tolist()), n_machines
+
+
+def suggest(scenario: Scenario, hosts: Iterable[FleetHost], wishes: Wishes,
+            costs: Mapping[str, CostModel] | None = None, n_machines: int | None = None
+            ) -> Suggestion:
+    """Search the partitionings of the scenario's fleet.
+
+    `hosts`: its machines, or some of `n_machines`; each is looked at and let go. `costs`: cost
+    models by the names that hosts give theirs (planner.runner.costs_of); without,
+    BUILTIN_UNMEASURED for all. Where they differ, the mean over the machines counts. Raises
+    UsageError for wishes that name nothing or cannot be met.
+    """
     times = np.linspace(0, scenario.horizon_ns, _MOMENTS).astype(np.int64).tolist()
-    sharing = fleet_sharing(hosts, wishes.by, times)
+    sharing = fleet_sharing(hosts, wishes.by, times, n_machines)
     alone = _alone(sharing, wishes, scenario.domains.sensitive)
     index = {name: position for position, name in enumerate(sharing.members)}
+    frame_bytes = _PAGE_BYTES * sharing.scale
     most = None if wishes.most_unmerge_bytes is None else wishes.most_unmerge_bytes // _PAGE_BYTES
+    model = BUILTIN_UNMEASURED if costs is None else mean_model(
+        [costs[spec.timings] for spec in scenario.hosts for _ in range(spec.count)])
     constraints = Constraints(
         frozenset(index[name] for name in alone), frozenset(_pairs(index, wishes.apart)),
-        wishes.most_exposed_pairs, most)
+        wishes.most_exposed_pairs, most, wishes.most_merge_ns, model)
     found = frontier(sharing, constraints)
     everything = [tuple(range(len(sharing.members)))]
     together = sharing.domains_of.any(axis=0)
     n_domains = int(together.sum())
     saved = []
     for item in found:
-        moments = saved_frames(sharing, item.groups) * _PAGE_BYTES
+        moments = saved_frames(sharing, item.groups) * frame_bytes
         saved.append((int(moments.min()), int(moments.mean()), int(moments.max())))
     return Suggestion(
-        wishes.by, sharing.members, len(times), tuple(found), tuple(saved),
-        int(saved_frames(sharing, everything).mean()) * _PAGE_BYTES,
+        scenario.name, wishes.by, sharing.members, sharing.n_hosts, sharing.n_machines,
+        sharing.content_share, len(times),
+        tuple(found), tuple(saved),
+        tuple(pass_cost(sharing, item.groups, model) for item in found), model.name,
+        int(saved_frames(sharing, everything).mean() * frame_bytes),
+        pass_cost(sharing, everything, model),
         n_domains * (n_domains - 1) // 2, tuple(alone), tuple(scenario.domains.sensitive))
 
 

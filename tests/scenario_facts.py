@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from planner.errors import DataError, NotATraceError
-from planner.scenario import GuestFacts, TraceFacts
+from planner.scenario import ArrivalFacts, GuestFacts, TraceFacts
 
 GIB = 1 << 30
 MINUTE_NS = 60 * 10**9
+HOUR_NS = 60 * MINUTE_NS
 
 
 def guest(guest_id: int, name: str, **labels: str) -> GuestFacts:
@@ -46,6 +47,14 @@ def facts_of(path: Path) -> TraceFacts:
         "algorithm": "xxh64-siphash24",
     } | TRACES[path.name]
     return TraceFacts(**fields)
+
+
+def arrivals_of(path: Path) -> ArrivalFacts:
+    """An arrival table of a day, or a fault by the file's name."""
+    if path.name != "day.parquet":
+        raise DataError("not an arrival table", where=path.name,
+                        instead="import one with planner import arrivals")
+    return ArrivalFacts(str(path), "da" * 32, 637, 40, HOUR_NS, 23 * HOUR_NS, 64 * GIB)
 
 
 def refuse(path: Path) -> TraceFacts:

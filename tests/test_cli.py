@@ -42,8 +42,9 @@ def test_run_prints_a_table_and_writes_a_report(folder: Path,
     assert path.parent.parent == Path("results")
     assert path.parent.name.startswith("small-")
     assert sorted(file.name for file in path.parent.iterdir()) == [
-        "details.json", "events.parquet", "hosts.parquet", "partitions.parquet", "report.html",
-        "run.json", "scenario.resolved.json", "scenario.yaml", "summary.parquet"]
+        "details.json", "events.parquet", "hosts.parquet", "partitions.parquet", "plan.json",
+        "replicates.parquet", "report.html", "run.json", "scenario.resolved.json",
+        "scenario.yaml", "series.parquet", "summary.parquet"]
     assert (path.parent / "scenario.yaml").read_text() == SMALL_YAML
     result = planner.load(path.parent)
     assert result.summary.column("policy").to_pylist() == ["off", "ksmd", "domain"]

@@ -12,10 +12,11 @@ import pytest
 
 from planner.cli import main
 from planner.compare import compare
-from planner.metrics import Result
+from planner.metrics import REPLICATES, Result
 from planner.report.compare_text import render_comparison_markdown, render_comparison_text
 from planner.results import save
-from tests.report_data import POLICIES, make_result
+from tests.planning_data import simple_outcome
+from tests.report_data import POLICIES, make_result, table
 
 
 def changed(result: Result, policy: str, **columns: Any) -> Result:
@@ -136,3 +137,57 @@ def test_json_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (document["format_version"], document["is_different"]) == (1, False)
     assert main(["compare", path, path, "--format", "xml"]) == 2
     assert "choose text, md, json" in capsys.readouterr().err
+
+
+def with_replicates(result: Result, saved: list[int], policy: str = "sync-domain") -> Result:
+    outcomes = [simple_outcome(policy, i, each, hosts_needed=40 - i % 2)
+                for i, each in enumerate(saved)]
+    return replace(result, replicates=table(REPLICATES, [each.row for each in outcomes]))
+
+
+def test_replicates_make_a_difference_sure_or_not() -> None:
+    saved = [(200 + 17 * (i % 5)) << 20 for i in range(10)]
+    before = with_replicates(make_result(), saved)
+    more = with_replicates(changed(make_result(), "sync-domain", saved_bytes=300 << 20),
+                           [each + ((60 + i % 3) << 20) for i, each in enumerate(saved)])
+    found = {each.metric: each for each in compare(before, more).differences
+             if each.policy == "sync-domain"}
+    saved_more = found["saved_bytes"]
+    # Two hosts each save so much more.
+    assert saved_more.change == pytest.approx(2 * 60.9 * (1 << 20))
+    assert saved_more.interval is not None
+    assert 2 * 60 << 20 < saved_more.interval[0] < saved_more.interval[1] < 2 * 62 << 20
+    assert (saved_more.verdict, saved_more.n_replicates) == ("better", 10)
+    assert found["hosts_needed"].change == 0
+    text = render_comparison_text(compare(before, more).to_json(), width=200, colour=False)
+    assert "300 +122 [+121, +123]" in text
+    assert "10 paired replicates" in " ".join(text.split())
+    assert "sync-domain better (95 %)" in " ".join(text.split())
+    worse = {each.metric: each for each in compare(more, before).differences
+             if each.policy == "sync-domain"}
+    assert worse["saved_bytes"].verdict == "worse"
+
+
+def test_a_difference_within_the_noise_is_not_shown() -> None:
+    saved = [(200 + 17 * (i % 5)) << 20 for i in range(10)]
+    noisy = [each + ((30 if i % 2 else -29) << 20) for i, each in enumerate(saved)]
+    before = with_replicates(make_result(), saved)
+    after = with_replicates(changed(make_result(), "sync-domain", saved_bytes=232 << 20), noisy)
+    document = compare(before, after).to_json()
+    assert "sync-domain no difference shown" in " ".join(
+        render_comparison_text(document, width=200, colour=False).split())
+    markdown = render_comparison_markdown(document)
+    assert "231 → 232 (~)" in markdown
+    assert "better" not in markdown
+
+
+def test_results_that_are_not_paired_have_no_interval() -> None:
+    saved = [(200 + i) << 20 for i in range(5)]
+    before = with_replicates(make_result(), saved)
+    after = with_scenario(with_replicates(make_result(), saved), seed=9)
+    found = compare(before, after)
+    assert not found.is_paired
+    assert all(each.interval is None for each in found.differences)
+    one = compare(before, make_result())
+    assert all(each.interval is None for each in one.differences)
+    assert {each.metric for each in one.differences}.isdisjoint({"hosts_needed"})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from planner.cli import main
+from planner.measures import METRICS
 from planner.scenario.reference import reference_markdown
 from planner.scenario.schema import json_schema
 from tests.test_scenario import key_paths
@@ -32,7 +33,9 @@ def test_every_key_has_a_row_in_the_section_of_its_mapping() -> None:
                           re.MULTILINE)
         assert len(rows) == 1, path
         assert rows[0].startswith(node["description"].replace("<", "\\<")), path
+    metrics = sections.pop("Metrics")
     assert sum(text.count("\n| `") for text in sections.values()) == len(key_paths(json_schema()))
+    assert re.findall(r"^\| `(\w+)` \|", metrics, re.MULTILINE) == list(METRICS)
 
 
 def test_schema_prints_the_page_and_refuses_other_forms(

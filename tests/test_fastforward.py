@@ -17,6 +17,7 @@ from planner.kernels import fastforward, ksm
 from planner.kernels import ksmstate as k
 from planner.ksm import CostModel, EventTable, MergeSpaces, SiteTable
 from planner.ksm.knobs import Knobs
+from planner.ksm.records import UNSEEN
 from tests.oracles.kernel_ksm import Machine
 
 Make = Callable[[int], tuple[MergeSpaces, MergeSpaces, int]]
@@ -114,6 +115,10 @@ def random_spaces(seed: int) -> tuple[MergeSpaces, MergeSpaces, int]:
     events = EventTable(np.array(kept, np.int64), np.array(sites, np.int32),
                         rank[np.array(contents, np.int64)] if contents else np.zeros(0, np.int32),
                         np.array(frames, np.int32))
+    if seed % 3 == 0:  # pages leave a sample and come back, instead of going
+        unseen = np.random.default_rng([seed, 1])
+        for column in (table.content, events.content):
+            column[(column == -1) & (unseen.random(len(column)) < 0.6)] = UNSEEN
     changes = {} if kernel == "6.1" else {
         "smart_scan": bool(rng.random() < 0.8), "use_zero_pages": bool(rng.random() < 0.3)}
     knobs = Knobs.of_kernel(kernel, pages_to_scan=pages, sleep_millisecs=sleep_ms,

@@ -22,6 +22,7 @@ from planner.ksm import (
     MergeSpaces,
     SiteTable,
 )
+from planner.ksm.records import UNSEEN
 from tests.ksm_worlds import compare, random_world, site_table
 
 PROGRAM = Path(__file__).parent / "ksm_worlds.py"
@@ -193,6 +194,38 @@ def test_the_scanned_page_of_a_pair_keeps_its_frame_and_a_write_gives_a_new_one(
     passed = spaces.counters()
     assert (passed.rmap_items, passed.pages_unshared, passed.saved_frames) == (2, 1, 0)
     assert (passed.pages_shared, passed.pages_sharing, passed.stable_nodes) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(("absence", "is_old", "splits"), [(-1, False, 2), (UNSEEN, True, 1)])
+def test_a_page_that_leaves_a_sample_comes_back_as_it_was(
+        absence: int, is_old: bool, splits: int) -> None:
+    # Site 0 is part of a huge page and merges with 1 and 2; 3 is alone. 0 and 3 are away for 20 s.
+    sites, is_zero = site_table([0] * 4, [1, 1, 1, 2], mm=[0, 1, 2, 3])
+    sites = replace(sites, is_huge=np.array([1, 0, 0, 0], np.uint8))
+    events = writes((20_000 * MS, 0, absence, 0), (20_000 * MS, 3, absence, 0),
+                    (40_000 * MS, 0, 0, 4), (40_000 * MS, 3, 1, 5))
+    spaces = spaces_of(sites, is_zero, events)
+    spaces.start_scanner(0, Knobs(pages_to_scan=1000, sleep_millisecs=1000))
+    spaces.advance(39_000 * MS)
+    away = spaces.counters()
+    assert (away.base_frames, away.eligible_pages, away.rmap_items) == (2, 2, 2)
+    spaces.advance(49_000 * MS)
+    back = spaces.counters()
+    assert (back.pages_sharing, back.huge_splits, back.rmap_items) == (2, splits, 4)
+    # An old page is looked at every ninth time, a new one thrice first.
+    assert (back.pages_skipped - away.pages_skipped > 4) is is_old
+
+
+def test_an_mm_of_unseen_pages_is_registered_in_its_place() -> None:
+    sites, is_zero = site_table([0] * 2, [1, 1], mm=[0, 1])
+    sites = replace(sites, content=np.array([UNSEEN, 0], np.int32))
+    spaces = spaces_of(sites, is_zero, writes((10 * MS, 0, 0, 0)))
+    spaces.start_scanner(0, Knobs(pages_to_scan=1))
+    spaces.advance(1)
+    # The scan has passed the unseen page, and counts what comes after it.
+    assert (spaces.counters().pages_scanned, spaces.counters().eligible_pages) == (1, 1)
+    spaces.advance(1000 * MS)
+    assert spaces.counters().pages_sharing == 1
 
 
 def test_what_fork_shares_is_not_a_saving() -> None:

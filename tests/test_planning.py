@@ -12,14 +12,23 @@ import pytest
 from planner.errors import DataError, UsageError
 from planner.measures import METRICS
 from planner.metrics import REPLICATES, SERIES
-from planner.planning import case_rows, cases_of, effects, plan, safe_shares
+from planner.planning import (
+    effects,
+    inputs_of,
+    outcome,
+    plan,
+    points_of,
+    safe_shares,
+    sweep_document,
+)
 from planner.planning.money import HOURS_PER_YEAR, Use, money, slowdown_share
 from planner.planning.requirements import check, value_of
-from planner.planning.sensitivity import AtRest, Case, at_rest_effects, at_rest_of
+from planner.planning.sensitivity import AtRest, Point, at_rest_effects, at_rest_of
+from planner.report.sweep_text import render_sweep_text
 from planner.report.text import render_json, render_text
 from planner.results import load, save
 from planner.scenario.spec import CostsSpec, RequireSpec
-from tests.planning_data import GIB, HOUR, fleet_scenario, simple_outcome
+from tests.planning_data import GIB, HOUR, fleet, fleet_scenario, sample, samples, simple_outcome
 from tests.report_data import make_result, table
 
 YEAR_NS = int(HOURS_PER_YEAR * HOUR)
@@ -123,18 +132,18 @@ def test_split_huge_pages_slow_guests_down_in_proportion() -> None:
 
 
 def test_main_effects_rank_what_was_swept() -> None:
-    cases = [Case({"count": n, "scan": scan}, {"p": 10.0 * n + scan / 100})
+    cases = [Point({"count": n, "scan": scan}, {"p": 10.0 * n + scan / 100})
              for n in (1, 2, 4) for scan in (100, 200)]
     found = effects(cases)
     assert [effect.input for effect in found] == ["count", "scan"]
     assert found[0].swing == pytest.approx(30)
     assert (found[0].low_at, found[0].high_at) == (1, 4)
     assert found[1].swing == pytest.approx(1)
-    power = effects([Case({"x": x}, {"p": 3 * x**0.5}) for x in (1, 2, 9)])
+    power = effects([Point({"x": x}, {"p": 3 * x**0.5}) for x in (1, 2, 9)])
     assert power[0].elasticity == pytest.approx(0.5)
-    words = effects([Case({"by": by}, {"p": v}) for by, v in (("none", 2.0), ("domain", 1.0))])
+    words = effects([Point({"by": by}, {"p": v}) for by, v in (("none", 2.0), ("domain", 1.0))])
     assert words[0].elasticity is None
-    assert effects([Case({"x": 1}, {"p": 1.0})]) == []
+    assert effects([Point({"x": 1}, {"p": 1.0})]) == []
 
 
 def test_the_closed_form_is_what_pencil_and_paper_give() -> None:
@@ -202,12 +211,16 @@ def test_a_plan_tells_hosts_money_and_what_is_safe() -> None:
     assert domain["hosts"]["safe_share"] == pytest.approx(10 / 128)
     assert domain["money"]["hosts_saved"] == 3
     assert domain["money"]["net"] == pytest.approx(3000)
+    # Ten replicates bear out ten elevenths.
+    assert domain["hosts"]["confidence"] == pytest.approx(10 / 11)
+    assert not domain["hosts"]["is_backed"]
     low, high = domain["saved_capture_interval_bytes"]
     assert low < domain["metrics"]["saved"]["median"] < high
     assert high - low == pytest.approx(0.9 * 4 * (2 << 26))
     assert policy_of(document, "all")["headroom"] == {
         "worst_bytes": -GIB, "host": "a", "time_ns": HOUR // 2, "replicate": 3, "n_short": 1}
     assert policy_of(document, "off")["headroom"] is None
+    assert not document["is_sampled"]
     assert json.loads(json.dumps(document)) == document
 
 
@@ -254,6 +267,7 @@ def test_the_terminal_tells_intervals_hosts_money_and_requirements() -> None:
     assert "-1024 !" in next(line for line in text.splitlines() if line.startswith("all "))
     assert "✓ domain saved >= 5.00 % 11.3 % (95.0 % sure of >= 7.81 %)" in flat
     assert "✗ all" in flat
+    assert "at 90.9 % confidence (too few replicates for 95.0 %)" in flat
     assert "failed in 1 of 10 replicates, a, at 30.0 min" in flat
     assert "! all could not undo its merges within free memory (-1.00 GiB, a" in flat
     assert "3 policies compared, 1 of 3 requirements failed." in flat
@@ -261,6 +275,17 @@ def test_the_terminal_tells_intervals_hosts_money_and_requirements() -> None:
     assert "all saves 256 MiB [256 MiB, 256 MiB] more than domain" in flat
     assert "splits 300 huge pages (600 MiB)" in flat
     assert "this is one run" not in flat
+
+
+def test_what_was_sampled_is_told_with_its_error() -> None:
+    told = make_told()
+    for outcome_row in told.plan["policies"]:
+        outcome_row["saved_error_bytes"] = 10 << 20
+    told.plan.update(n_hosts=1, content_share=0.25, is_sampled=True)
+    flat = " ".join(render_text(told, width=160, colour=False).split())
+    assert "Simulated: 1 of 2 hosts with guests, 25.0 % of contents; standard error of what is " \
+           "saved at most 0.54 %." in flat
+    assert "Simulated:" not in render_text(make_told(), width=160, colour=False)
 
 
 def test_a_single_replay_looks_as_it_does_without_a_plan() -> None:
@@ -298,15 +323,36 @@ def test_an_altered_plan_is_refused(tmp_path: Path, change: dict[str, Any]) -> N
 
 
 def test_a_sweep_is_a_table_and_a_ranking() -> None:
-    swept = [({"hosts.a.count": n}, make_plan(2, warm_up_ns=0)) for n in (32, 36)]
-    found = case_rows(swept)
-    assert [(row["inputs"]["hosts.a.count"], row["policy"]) for row in found] == [
-        (32, "off"), (32, "domain"), (32, "all"), (36, "off"), (36, "domain"), (36, "all")]
-    assert found[2]["n_failed"] == 0
-    assert found[1]["metrics"]["hosts_needed"]["median"] == 36.5
-    cases = cases_of([({"n": n}, rows(n * GIB, 3 * n * GIB)) for n in (1, 2)])
-    assert [case.values["p"] for case in cases] == [4 * GIB, 8 * GIB]
-    assert effects(cases)[0].elasticity == pytest.approx(1)
+    swept = [(inputs_of([f"hosts.a.count={n}", "seed=x"]), make_plan(2),
+              rows(n * GIB, 3 * n * GIB)) for n in (32, 36)]
+    document = json.loads(json.dumps(sweep_document(swept)))
+    assert [(row["inputs"], row["policy"]) for row in document["cases"]] == [
+        ({"hosts.a.count": n, "seed": "x"}, policy)
+        for n in (32, 36) for policy in ("off", "domain", "all")]
+    assert [row["n_failed"] for row in document["cases"]][:3] == [0, 0, 0]
+    assert document["cases"][1]["metrics"]["hosts_needed"]["median"] == 36.5
+    assert [effect["input"] for effect in document["effects"]] == ["hosts.a.count"]
+    text = render_sweep_text(document, width=160, colour=False)
+    assert "2 cases." in text
+    assert "p: hosts.a.count 32 -> 36: 128 GiB -> 144 GiB (+1.00 % per 1 %)" in text
+    assert next(line for line in text.splitlines() if line.startswith("domain")).split()[1] == "32"
+
+
+def test_effects_need_a_value_in_every_replicate() -> None:
+    known = rows(GIB, 3 * GIB)
+    assert points_of([({"n": 1}, known)])[0].values == {"p": 4 * GIB}
+    assert points_of([({"n": 1}, known)], "hosts_needed")[0].values == {}
+    assert inputs_of(["a=1", "b=2.5", "c=1GiB", "d=x=y"]) == {
+        "a": 1, "b": 2.5, "c": "1GiB", "d": "x=y"}
+
+
+def test_a_warm_up_that_is_too_short_is_told() -> None:
+    rising = outcome("off", 0, fleet(horizon_ns=3 * HOUR), samples(*(
+        sample("a", i * HOUR // 2, guest_memory_bytes=8 * GIB, saved_bytes=i * GIB)
+        for i in range(7))))
+    scenario = fleet_scenario("off", horizon_ns=3 * HOUR)
+    assert any("still rise" in note for note in plan(scenario, [rising])["notes"])
+    assert plan(scenario, [simple_outcome("off", 0, GIB)])["notes"] == []
 
 
 def test_a_policy_that_was_not_run_fails_its_requirements() -> None:

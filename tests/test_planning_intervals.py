@@ -124,13 +124,16 @@ def test_whole_weights_count_like_repeated_values(pairs: list[tuple[int, int]],
         np.array(repeated), np.ones(len(repeated)), share)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.floats(0.5, 1.0))
-def test_hosts_needed_are_enough_in_that_share_of_replicates_and_no_fewer_are(
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.floats(0.5, 0.99))
+def test_hosts_needed_are_enough_for_the_next_replicate_at_that_confidence(
         needed: list[int], confidence: float) -> None:
     n = hosts_needed(needed, confidence)
-    assert n is not None
-    assert sum(each <= n for each in needed) >= confidence * len(needed) - 1e-9
-    assert sum(each <= n - 1 for each in needed) < confidence * len(needed) + 1e-9
+    assert n in needed
+    # The next of equally likely orders is above the k-th highest with probability k / (n + 1).
+    n_not_fewer = sum(each >= n for each in needed)
+    n_more = sum(each > n for each in needed)
+    assert n == max(needed) or n_more / (len(needed) + 1) <= 1 - confidence + 1e-9
+    assert (n_not_fewer + 1) / (len(needed) + 1) > 1 - confidence - 1e-9
     shares = fit_shares(needed)
     assert [count for count, _ in shares] == list(range(min(needed) - 1, max(needed) + 1))
     assert shares[0][1] == 0
@@ -146,8 +149,10 @@ def test_nobody_needs_hosts_that_nobody_counted() -> None:
 @given(st.lists(st.floats(0, 0.9), min_size=1, max_size=60))
 def test_what_is_safe_is_saved_in_nearly_all_replicates(shares: list[float]) -> None:
     safe = safe_over_replicates(shares, 0.95)
-    assert sum(share >= safe for share in shares) >= 0.95 * len(shares) - 1e-9
-    assert overcommit(safe) == pytest.approx(1 / (1 - safe))
+    assert sum(share >= safe.share for share in shares) >= 0.95 * len(shares) - 1e-9
+    assert safe.is_backed == (len(shares) >= 19)
+    assert safe.confidence <= len(shares) / (len(shares) + 1) + 1e-9
+    assert overcommit(safe.share) == pytest.approx(1 / (1 - safe.share))
 
 
 def test_overcommit_of_nothing_and_of_half() -> None:

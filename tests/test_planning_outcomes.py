@@ -6,13 +6,16 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from planner.metrics import REPLICATES, SERIES, SUMMARY
+from planner.metrics import PARTITIONS, REPLICATES, SERIES, SUMMARY, summarise
 from planner.planning import outcome, summary_row
 from planner.planning.merging import Merged, distribution, merged_after
 from planner.planning.samples import read_samples
 from planner.planning.storms import storms
 from tests.planning_data import GIB, HOUR, PAGE, SECOND, fleet, sample, samples, simple_outcome
+from tests.report_data import table
 
 
 def test_a_mean_is_over_time_after_the_warm_up() -> None:
@@ -119,6 +122,7 @@ def test_a_guest_is_merged_when_its_first_call_is_done() -> None:
                           event("sync_merge", 150, guest="two", cpu_ns=50)], where)
     assert found.after_ns.tolist() == [27, 200, -1]
     assert not found.is_bound
+    assert found.quantile(1 / 3) == 27
     assert found.quantile(0.5) == 200
     assert found.quantile(0.95) is None
 
@@ -136,8 +140,9 @@ def test_ksmd_has_merged_a_guest_by_the_second_scan_of_the_slowest_partition() -
 
 
 def test_guests_that_were_never_merged_count_in_the_distribution() -> None:
-    found = distribution([Merged(np.array([30, 10, 20, -1]), False),
-                          Merged(np.array([], np.int64), False)])
+    nobody = np.array([], np.int64)
+    found = distribution([Merged(np.array([30, 10, 20, -1]), np.full(4, 99), False),
+                          Merged(nobody, nobody, False)])
     assert found is not None
     assert (found["n_guests"], found["n_merged"]) == (4, 3)
     by_share = dict(map(tuple, found["quantiles"]))
@@ -145,6 +150,18 @@ def test_guests_that_were_never_merged_count_in_the_distribution() -> None:
     assert by_share[0.75] == 30
     assert max(by_share) == 0.75
     assert distribution([]) is None
+
+
+def test_guests_that_came_too_late_to_be_merged_say_nothing_of_later() -> None:
+    # Of five guests one was merged after 10; one was seen for 15 only; of the three left one is
+    # merged at 20 and one at 30: 1 - 4/5 x 2/3 x 1/2.
+    found = Merged(np.array([10, -1, 20, 30, -1]), np.array([50, 15, 50, 50, 40]), False)
+    times, merged = found.curve()
+    assert times.tolist() == [10, 20, 30]
+    assert merged.tolist() == pytest.approx([1 / 5, 1 - 8 / 15, 1 - 4 / 15])
+    assert found.quantile(0.2) == 10
+    assert found.quantile(0.7) == 30
+    assert found.quantile(0.8) is None
 
 
 def test_an_outcome_has_the_columns_of_its_tables_and_travels() -> None:
@@ -179,3 +196,26 @@ def test_a_fleets_summary_is_the_median_of_its_replicates() -> None:
 def test_a_policy_without_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="no samples"):
         outcome("p", 0, fleet(), samples())
+
+
+STATES = ("guest_memory_bytes", "eligible_bytes", "saved_bytes", "saved_zero_bytes",
+          "metadata_bytes", "pages_shared", "pages_sharing")
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4), st.integers(-50, 500)),
+                max_size=12, unique_by=lambda each: each[:2]))
+def test_one_replay_is_told_as_the_summary_tells_it(
+        drawn: list[tuple[str, int, int]]) -> None:
+    rows = [sample(host, 0) for host in "ab"]
+    for number, (host, quarter, value) in enumerate(sorted(drawn)):
+        rows.append(sample(host, quarter * HOUR // 4, merge_cpu_ns=number,
+                           **dict.fromkeys(STATES, value)))
+    ended = samples(*rows, sample("a", HOUR, saved_bytes=7), sample("b", HOUR, saved_bytes=9))
+    where = fleet(warm_up_ns=0, horizon_ns=HOUR, is_drawn=False)
+    texts = {"policy": "p", "merge": "m", "partition_by": "none"}
+    expected = summarise(texts, ended, table(PARTITIONS, []), HOUR)
+    found = summary_row(texts, [outcome("p", 0, where, ended)], HOUR)
+    # The last sample counts for no time; what may hurt is the most of any time, not the last.
+    for name in ("guest_memory_bytes", "saved_bytes", "saved_zero_bytes", "saved_peak_bytes",
+                 "saved_mean_bytes", "merge_cpu_ns", "time_to_90_ns", "metadata_bytes"):
+        assert found[name] == expected[name], name

@@ -24,7 +24,7 @@ from planner.report import render_html, render_json, render_text
 from planner.report.chart_base import look
 from planner.report.charts import charts, frontier, shortfall_bytes
 from planner.report.facts import Strategy, best, clean, distinct, gather, verdict
-from planner.report.html import script_json
+from planner.report.page import script_json
 from planner.report.sections import MAX_PARTITIONS
 from planner.report.series import (
     MAX_RATES,

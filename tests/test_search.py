@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,28 +11,41 @@ from hypothesis import strategies as st
 
 from planner.errors import UsageError
 from planner.kernels.sharing import join_gain_row, join_gains, move_gains
+from planner.ksm.cost import BUILTIN_UNMEASURED
 from planner.runner import TraceStore, build_hosts, load_scenario
+from planner.search.cost import mean_model, pass_cost
 from planner.search.partitions import Constraints, frontier
 from planner.search.sharing import Sharing, fleet_sharing, saved_frames
 from tests.oracles import sharing as oracle
 
 
-def sharing_of(contents: list[list[int]], domains: list[str] | None = None) -> Sharing:
-    """The sharing of members with these pages, each a domain of its own unless told."""
+def sharing_of(contents: list[list[int]], domains: list[str] | None = None,
+               zeros: list[int] | None = None, forked: list[int] | None = None) -> Sharing:
+    """The sharing of members with these pages (and zero pages, and pages that share a frame with
+    one of them), each a domain of its own unless told."""
     members = [f"m{index}" for index in range(len(contents))]
     owners = domains or members
     names = sorted(set(owners))
     holders: dict[tuple[bool, ...], int] = {}
+    repeats: dict[tuple[tuple[bool, ...], int], int] = {}
     for content in {c for pages in contents for c in pages}:
         held = tuple(content in pages for pages in contents)
         if sum(held) > 1:
             holders[held] = holders.get(held, 0) + 1
+            for member, pages in enumerate(contents):
+                if pages.count(content) > 1:
+                    repeats[held, member] = repeats.get((held, member), 0) + 1
+    order = list(holders)
     return Sharing(
         tuple(members), tuple(names), np.array([[n == o for n in names] for o in owners]),
         np.array([[len(pages) for pages in contents]]),
         np.array([[len(set(pages)) for pages in contents]]),
-        np.array(list(holders), np.bool_).reshape(-1, len(contents)),
-        np.array([list(holders.values())], np.int64).reshape(1, -1))
+        np.array([[sum(pages.count(c) > 1 for c in set(pages)) for pages in contents]]),
+        np.array([zeros or [0] * len(contents)]), np.array([forked or [0] * len(contents)]),
+        np.array(order, np.bool_).reshape(-1, len(contents)),
+        np.array([list(holders.values())], np.int64).reshape(1, -1),
+        np.array([[order.index(held), member, count] for (held, member), count
+                  in repeats.items()], np.int64).reshape(-1, 3))
 
 
 CONTENTS = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=14), min_size=2, max_size=5)
@@ -151,20 +166,96 @@ def test_no_more_is_merged_than_could_be_unmerged() -> None:
         frontier(sharing, Constraints(most_saved_frames=int(free[0].saved_frames) - 1))
 
 
+@settings(max_examples=60, deadline=None)
+@given(CONTENTS, st.data())
+def test_the_cost_of_a_pass_is_that_of_its_visits(
+    contents: list[list[int]], data: st.DataObject
+) -> None:
+    groups = data.draw(st.sampled_from(oracle.set_partitions(list(range(len(contents))))))
+    zeros, forked = (data.draw(st.lists(st.integers(0, 3), min_size=len(contents),
+                                        max_size=len(contents))) for _ in range(2))
+    model = replace(BUILTIN_UNMEASURED, unstable_far_ns=17, stable_far_ns=5)
+    found = pass_cost(sharing_of(contents, zeros=zeros, forked=forked), groups, model)
+    expected = oracle.pass_ns(contents, zeros, forked, groups, model)
+    assert (found.merge_ns, found.again_ns) == expected
+    assert found.n_pages == sum(map(len, contents)) + sum(zeros) + sum(forked)
+
+
+@pytest.mark.parametrize("is_exhaustive", [True, False])
+def test_no_pass_takes_longer_than_it_may(is_exhaustive: bool) -> None:
+    sharing = sharing_of(random_contents(5, 7))
+    free = frontier(sharing, Constraints(), is_exhaustive=is_exhaustive)
+    costs = [pass_cost(sharing, item.groups, BUILTIN_UNMEASURED).merge_ns for item in free]
+    limit = int(np.median(costs))
+    bound = frontier(sharing, Constraints(most_merge_ns=max(limit, costs[0])),
+                     is_exhaustive=is_exhaustive)
+    assert {item.groups for item in bound} != {item.groups for item in free}
+    assert all(pass_cost(sharing, item.groups, BUILTIN_UNMEASURED).merge_ns <= max(
+        limit, costs[0]) for item in bound)
+    with pytest.raises(UsageError, match=r"even with every member alone, merging takes .* at most"):
+        frontier(sharing, Constraints(most_merge_ns=costs[0] - 1))
+
+
+def test_hosts_of_several_calibrations_count_by_their_mean() -> None:
+    twice = replace(BUILTIN_UNMEASURED, name="other", merge_ns=3 * BUILTIN_UNMEASURED.merge_ns)
+    mean = mean_model([BUILTIN_UNMEASURED, twice])
+    assert mean.merge_ns == 2 * BUILTIN_UNMEASURED.merge_ns
+    assert mean.unique_ns == BUILTIN_UNMEASURED.unique_ns
+    assert mean_model([twice, twice]) is twice
+
+
 def test_sharing_of_shipped_guests_counts_pages_and_contents_exactly() -> None:
     store = TraceStore()
     scenario = load_scenario("scenarios/containers.yaml", store=store)
     (host,) = build_hosts(scenario, store)
     sharing = fleet_sharing([host], "domain", [0])
     contents: dict[str, list[int]] = {}
+    zeros: dict[str, list[int]] = {}
+    forked: dict[str, int] = {}
     seen = set()
     for site in np.flatnonzero((host.site_eligible != 0) & (host.site_content >= 0)):
         content = int(host.site_content[site])
         domain = host.guests[host.classes[host.site_class[site]].guest].domain
         frame = (domain, int(host.site_frame[site]))
-        if not host.content_is_zero[content] and frame not in seen:
+        if frame in seen:
+            forked[domain] = forked.get(domain, 0) + 1
+        else:
             seen.add(frame)
-            contents.setdefault(domain, []).append(content)
+            kept = zeros if host.content_is_zero[content] else contents
+            kept.setdefault(domain, []).append(content)
     pages = [contents[name] for name in sharing.members]
+    n_zeros = [len(zeros.get(name, ())) for name in sharing.members]
+    n_forked = [forked.get(name, 0) for name in sharing.members]
+    assert sum(n_forked) > 0
     for groups in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2, 3]]):
         assert saved_frames(sharing, groups).tolist() == [oracle.saved(pages, groups)]
+        found = pass_cost(sharing, groups, BUILTIN_UNMEASURED)
+        assert (found.merge_ns, found.again_ns) == oracle.pass_ns(
+            pages, n_zeros, n_forked, groups, BUILTIN_UNMEASURED)
+
+
+def test_hosts_hold_their_contents_apart() -> None:
+    store = TraceStore()
+    scenario = load_scenario("scenarios/containers.yaml", store=store)
+    (host,) = build_hosts(scenario, store)
+    renamed = tuple(replace(guest, domain=f"{guest.domain}-2") for guest in host.guests)
+    other = replace(host, guests=renamed, classes=tuple(
+        replace(item, labels={**item.labels, "domain": renamed[item.guest].domain})
+        for item in host.classes))
+    one = fleet_sharing([host], "domain", [0, 10**10])
+    same = fleet_sharing(iter([host, host]), "domain", [0, 10**10])
+    assert same.members == one.members
+    both = fleet_sharing([host, other], "domain", [0, 10**10])
+    assert len(both.members) == 2 * len(one.members)
+    everything = [range(len(one.members))]
+    alone = [[member] for member in everything[0]]
+    for groups, twice in ((alone, [[member] for member in range(len(both.members))]),
+                          (everything, [range(len(both.members))])):
+        saved, cost = saved_frames(one, groups), pass_cost(one, groups, BUILTIN_UNMEASURED)
+        for sharing, parts in ((same, groups), (both, twice)):
+            # What is equal on two hosts does not merge: twice the saving, and no more.
+            assert saved_frames(sharing, parts).tolist() == (2 * saved).tolist()
+            assert pass_cost(sharing, parts, BUILTIN_UNMEASURED).merge_ns == pytest.approx(
+                2 * cost.merge_ns, rel=0.06)
+    assert pass_cost(same, alone, BUILTIN_UNMEASURED).merge_ns == 2 * pass_cost(
+        one, alone, BUILTIN_UNMEASURED).merge_ns

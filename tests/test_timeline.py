@@ -135,6 +135,8 @@ def test_other_workloads_hosts_policies_and_a_longer_time_change_nobodys_numbers
         hosts=[host(64 * GIB), host(16 * GIB, count=9, name="other")],
         policies=[NEVER, replace(NEVER, name="again")], placement="spread",
         arrivals=from_table(), incidents=(IncidentSpec("fail", HOUR),))
+    assert day["web-1"][3] not in {fact[3] - fact[2] for name, fact in day.items()
+                                   if "later" in name}
     assert day.items() <= facts(draw(more, table)).items()
     counted = replace(web, draw=replace(web.draw, count=25))  # type: ignore[type-var]
     assert day.items() <= facts(draw(scenario(counted))).items()
@@ -209,6 +211,9 @@ def test_survival_is_the_textbooks() -> None:
     lives = [int(residual_lives(ended, censored, np.full(12, uniform))[6])
              for uniform in (0.99, 0.86, 0.85, 0.10)]
     assert lives == [22, 22, 23, FOREVER_NS]
+    # A life cut off at 6 outlasts the three that ended then: past 7 with 0.807 / 0.857.
+    assert [int(residual_lives(ended, censored, np.full(12, uniform))[0])
+            for uniform in (0.95, 0.93)] == [7, 10]
 
 
 def test_censored_lives_are_completed_without_making_lives_shorter() -> None:
@@ -396,6 +401,50 @@ def test_a_guest_that_failed_away_can_be_drained_again_at_once() -> None:
     assert stays(timeline) == [
         ("a", "h0", 0, 11, "BOOT"), ("a", "h2", 11, 16, "RESTART"),
         ("a", "h3", 16, 100, "MIGRATION")]
+
+
+def test_a_migration_that_a_failure_ended_does_not_go_on() -> None:
+    timeline = place(fleet([4, 4, 4], [
+        incident("migrate", 10, host="h0", n_guests=1), incident("fail", 11, 12, host="h0"),
+        incident("fail", 13, host="h2")]), requests_from((4, 0, 100)), None, 0)
+    # At 14 s the guest is where the migration began, but it is another start of it.
+    assert stays(timeline) == [
+        ("a", "h0", 0, 11, "BOOT"), ("a", "h0", 13, 100, "RESTART"),
+        ("a", "h2", 11, 13, "RESTART")]
+    assert timeline.incidents[0] == Incident("migrate", 10 * SECOND, 0, 0, 1)
+
+
+def test_a_guest_moves_once_at_a_time() -> None:
+    twice = place(fleet([9, 9, 9], [incident("drain", 10, host="h0")] * 2),
+                  requests_from((4, 0, 100), (2, 0, 100), (1, 0, 100)), None, 0)
+    moved = [stay for stay in stays(twice) if stay[4] == "MIGRATION"]
+    assert [(name, start) for name, _, start, *_ in moved] == [("a", 14), ("b", 12), ("c", 13)]
+    # What is left of a migration that failed does not free the guest's next one for a third.
+    requests = requests_from((4, 0, 100), (4, 15.5, 100))
+    third = place(fleet([4, 4, 4, 4, 4], [
+        incident("drain", 10, host="h0"), incident("fail", 11, host="h0"),
+        incident("drain", 12, host="h2"), incident("migrate", 15, host="h2", n_guests=1),
+        incident("pressure", 14.5, host="h1", bytes=4 * GIB)]), requests, None, 0)
+    assert stays(third)[-2:] == [("a", "h3", 16, 100, "MIGRATION"),
+                                 ("b", "h4", 15.5, 100, "BOOT")]
+
+
+def test_incidents_end_before_others_begin() -> None:
+    timeline = place(fleet([4, 4], [incident("fail", 20, host="h1"),
+                                    incident("fail", 10, 20, host="h0")]),
+                     requests_from((4, 0, 100)), None, 0)
+    assert stays(timeline) == [("a", "h0", 0, 10, "BOOT"), ("a", "h0", 20, 100, "RESTART"),
+                               ("a", "h1", 10, 20, "RESTART")]
+
+
+@pytest.mark.parametrize("policy", PLACEMENTS)
+def test_nobody_comes_to_a_host_that_is_drained(policy: str) -> None:
+    requests = replace(requests_from((6, 0, 100), (2, 11, 100)),
+                       domain=np.zeros(2, np.int32))
+    sketches = sketch_of([oracle.Guest(0, 1, 1, contents=frozenset({1}))] * 2)
+    timeline = place(fleet([16, 8], [incident("drain", 10, host="h0")], placement=policy),
+                     requests, sketches, 0)
+    assert timeline.stay_host[timeline.stay_guest == 1].tolist() == [1]
 
 
 def test_what_comes_to_a_draining_host_by_a_running_migration_goes_elsewhere() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planner.cli.output import document, say, tell
+
+if TYPE_CHECKING:
+    from planner.scenario.spec import Scenario
 
 
 def check(
@@ -26,14 +29,19 @@ def check(
 
     Example: planner check --resolved scenarios/quickstart.yaml
     """
-    from planner.runner import TraceStore, build_hosts, load_scenario
+    from planner.runner import TraceStore, build_hosts, load_cases
     from planner.scenario.spec import to_json
-    from planner.units import format_duration
 
     store = TraceStore()
     notes: list[str] = []
-    loaded = load_scenario(scenario, settings or (), store=store, notes=notes)
-    build_hosts(loaded, store)
+    cases = load_cases(scenario, settings or (), store=store, notes=notes)
+    for case in cases:
+        if not case.scenario.is_fleet:
+            build_hosts(case.scenario, store)
+    loaded = cases[0].scenario
+    if len(cases) > 1:
+        notes.append(f"a sweep of {len(cases)} cases; what follows is the first of them, "
+                     f"{cases[0].name}")
     for note in notes:
         tell(f"note: {note}")
     if resolved:
@@ -42,14 +50,31 @@ def check(
     assumed = [f"hosts.{host.name}.timings = builtin:unmeasured (not calibrated on your machine)"
                for host in loaded.hosts if host.timings == "builtin:unmeasured"]
     if as_json:
-        document("planner.check", scenario=to_json(loaded), notes=notes, defaults_used=assumed)
+        document("planner.check", scenario=to_json(loaded), notes=notes, defaults_used=assumed,
+                 cases=[case.name for case in cases if case.name])
         return 0
-    n_guests = sum(len(workload.guests) for workload in loaded.workloads)
-    say(f"{scenario}: ok. {len(loaded.policies)} policies, {len(loaded.hosts)} host(s), "
-               f"{n_guests} guests, {format_duration(loaded.horizon_ns)}")
+    say(f"{scenario}: ok. {_extent(loaded)}")
     for default in assumed:
         tell(f"default used: {default}")
     return 0
+
+
+def _extent(scenario: Scenario) -> str:
+    """How much there is of a scenario, in words."""
+    from planner.units import format_duration
+
+    n_hosts = sum(host.count for host in scenario.hosts)
+    draws = [workload.draw for workload in scenario.workloads if workload.draw is not None]
+    if draws:
+        guests = f"{sum(draw.count for draw in draws)} drawn guests at the start"
+        rate = sum(draw.arrivals_per_hour for draw in draws)
+        guests += f", {rate:g} more an hour" if rate else ""
+        guests += ", more from a table" if any(draw.table_share for draw in draws) else ""
+    else:
+        guests = f"{sum(len(workload.guests) for workload in scenario.workloads)} guests"
+    replicates = f", {scenario.replicates} replicates" if scenario.replicates > 1 else ""
+    return (f"{len(scenario.policies)} policies, {n_hosts} host(s), {guests}, "
+            f"{format_duration(scenario.horizon_ns)}{replicates}")
 
 
 def schema(

@@ -20,7 +20,9 @@ def sql(
     statement: Annotated[str, typer.Argument(help="One SQL statement.", metavar="SQL")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
-    """Ask a result in SQL: tables summary, hosts, partitions and events. Needs DuckDB.
+    """Ask a result in SQL: tables summary, hosts, partitions, events, replicates, series.
+
+    Needs DuckDB.
 
     Example: planner sql results/quickstart-0fba35 'select policy, saved_bytes from summary'
     """

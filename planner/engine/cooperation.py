@@ -35,7 +35,8 @@ def name_ranges(stage: Stage) -> Generator[simpy.Event, Any, None]:
         ~candidate & (stage.host.site_eligible != 0)]], minlength=len(stage.host.guests))
     coming = sorted(range(len(stage.stays)), key=lambda each: (stage.stays[each].start_ns, each))
     for each in coming:
-        yield stage.env.timeout(max(0, stage.stays[each].start_ns - stage.now_ns))
+        if stage.stays[each].start_ns > stage.now_ns:
+            yield stage.env.timeout(stage.stays[each].start_ns - stage.now_ns)
         cpu_ns = _book(stage, runs[guest == each])
         stage.record("ranges_named", guest=stage.host.guests[each].name,
                      tried_pages=int((guest == each).sum()),
@@ -57,7 +58,7 @@ def tell_free_and_volatile(stage: Stage) -> Generator[simpy.Event, Any, None]:
         content[site] = host.event_content[at:end]
         written_ns[site] = host.event_time_ns[at:end]
         at = end
-        is_free = (content >= 0) & (host.content_is_zero[content] != 0)
+        is_free = (content >= 0) & (host.content_is_zero[np.maximum(content, 0)] != 0)
         should_be_out = candidate & (content >= 0) \
             & (is_free | (written_ns > now_ns - 2 * TELL_NS))
         stage.advance()

@@ -21,6 +21,9 @@ from planner.scenario.spec import FreePages
 
 __all__ = ["GivenBack"]
 
+#: Of contents: the page goes with its guest or process. (One that leaves a sample is written.)
+_GONE = -1
+
 
 class GivenBack:
     """The pages of some partitions that are given back now, and what that has cost so far."""
@@ -63,13 +66,14 @@ class GivenBack:
         found = np.where(is_first, self._content[of_site], np.roll(written, 1))
         mine = self._candidate[of_site]
         zero_before, zero_after = self._is_zero(found), self._is_zero(written)
+        is_used = written != _GONE
         if self._spec.kind == "reporting":
             given = np.bincount(self._stage.partition_of_site[
                 of_site[mine & zero_after & ~zero_before]], minlength=len(self._stage.map.names))
             self._book(given)
-            self.n_returned += int((mine & zero_before & (written >= 0) & ~zero_after).sum())
+            self.n_returned += int((mine & zero_before & is_used & ~zero_after).sum())
         else:
-            self.n_returned += int((self._is_given[of_site] & is_first & (written >= 0)).sum())
+            self.n_returned += int((self._is_given[of_site] & is_first & is_used).sum())
         self._content[site], self._frame[site] = after, frame
         if self._spec.kind == "reporting":
             self._is_given[site] = self._candidate[site] & self._is_zero(self._content[site])
@@ -114,5 +118,5 @@ class GivenBack:
 
     def _is_zero(self, content: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         zero: npt.NDArray[np.bool_] = (content >= 0) \
-            & (self._stage.host.content_is_zero[content] != 0)
+            & (self._stage.host.content_is_zero[np.maximum(content, 0)] != 0)
         return zero

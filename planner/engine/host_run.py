@@ -18,6 +18,7 @@ from planner.engine.spaces import merge_spaces
 from planner.engine.stage import Stage
 from planner.fleet import FleetHost
 from planner.ksm.cost import CostModel
+from planner.ksm.knobs import Knobs
 from planner.ksm.records import FullScan
 from planner.ksm.selective import SelectiveKsm
 from planner.ksm.space import MergeSpaces, Trees
@@ -42,13 +43,16 @@ class HostRun:
     """One host, one policy: the merge spaces and the processes that act on them."""
 
     def __init__(self, host: FleetHost, policy: PolicySpec, sensitive: tuple[str, ...],
-                 cost: CostModel, recorder: Recorder) -> None:
+                 cost: CostModel, recorder: Recorder,
+                 knobs: Callable[[Knobs], Knobs] | None) -> None:
         partitions = partition_classes(host, policy)
         partition_of_site = partitions.of_class[host.site_class]
         merges = [partitions.merge_of(policy, index) for index in range(len(partitions.names))]
-        # Calls are a proposal: how its trees would be searched, nobody has decided.
-        trees: Trees = "auto" if any(isinstance(merge, Ksmd | Ksmtuned | KubeVirt)
-                                     for merge in merges_of(policy)) else "tables"
+        # Calls are a proposal: how its trees would be searched, nobody has decided. In a sample
+        # nearly no page meets on its way what it would meet.
+        is_scanned = any(isinstance(merge, Ksmd | Ksmtuned | KubeVirt)
+                         for merge in merges_of(policy))
+        trees: Trees = "auto" if is_scanned and host.content_share >= 1.0 else "tables"
         spaces = merge_spaces(
             host, partition_of_site, sensitive=sensitive, cost=cost, trees=trees,
             is_by_node=np.array([isinstance(merge, Ksmd) and merge.merge_across_nodes is False
@@ -59,7 +63,7 @@ class HostRun:
         self._sampled_at_ns = -1
         self._stage = Stage(host, policy, partitions, partition_of_site, spaces,
                             simpy.Environment(initial_time=0), recorder, self._advance,
-                            self._take_sample)
+                            self._take_sample, knobs or (lambda given: given))
         # Partitions that share a timing are served together.
         self._groups: dict[int, tuple[Merge, list[int]]] = {}
         for index, merge in enumerate(merges):

@@ -24,7 +24,7 @@ def knobs_of(stage: Stage, merge: Ksmd) -> Knobs:
     # The contents of the spaces are apart by node already.
     given = {name: value for name, value in merge.given().items()
              if name != "merge_across_nodes"}
-    return Knobs.of_kernel(stage.host.spec.kernel, **given)
+    return stage.knobs(Knobs.of_kernel(stage.host.spec.kernel, **given))
 
 
 def start_scanners(stage: Stage, merge: Ksmd, mine: Sequence[int], names: Sequence[str],
@@ -46,8 +46,9 @@ def steer(stage: Stage, controller: Controller, mine: Sequence[int],
         stage.advance()
         before, now = now, controller.decide(stage.memory(), now)
         if now.is_running and now != before:
-            knobs = Knobs.of_kernel(stage.host.spec.kernel, pages_to_scan=now.pages_to_scan,
-                                    sleep_millisecs=now.sleep_millisecs)
+            knobs = stage.knobs(Knobs.of_kernel(
+                stage.host.spec.kernel, pages_to_scan=now.pages_to_scan,
+                sleep_millisecs=now.sleep_millisecs))
             for partition in mine:
                 stage.spaces.start_scanner(partition, knobs)
             stage.record("knobs_changed" if before.is_running else "scanner_started")

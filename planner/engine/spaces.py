@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from planner.fleet import FleetHost
 from planner.ksm.cost import CostModel
-from planner.ksm.records import EventTable, SiteTable
+from planner.ksm.records import UNSEEN, EventTable, SiteTable
 from planner.ksm.space import MergeSpaces, Trees
 
 __all__ = ["merge_spaces"]
@@ -57,7 +57,7 @@ def _contents_in_spaces(host: FleetHost, space_of_site: npt.NDArray[np.int32],
     order = np.argsort(first, kind="stable")
     rank = np.empty(len(pairs), np.int32)
     rank[order] = np.arange(len(pairs), dtype=np.int32)
-    ids = np.full(len(content), -1, np.int32)
+    ids = np.where(content == UNSEEN, UNSEEN, -1).astype(np.int32)
     ids[present] = rank[inverse]
     zero = np.asarray(host.content_is_zero[pairs[order] % n_contents], np.uint8)
     return ids, zero

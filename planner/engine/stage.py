@@ -10,6 +10,7 @@ import numpy.typing as npt
 import simpy
 
 from planner.fleet import FleetHost
+from planner.ksm.knobs import Knobs
 from planner.ksm.records import BYTES_PER_PAGE
 from planner.ksm.space import MergeSpaces
 from planner.metrics import EVENTS, Recorder
@@ -30,7 +31,7 @@ class Stage:
     """One host under one policy while time passes.
 
     `partition_of_site` i32: -1 where the policy keeps the page out of merging. `sample` records
-    the host's counters now.
+    the host's counters now, `knobs` translates what a scanner gets.
     """
 
     host: FleetHost
@@ -42,6 +43,7 @@ class Stage:
     recorder: Recorder
     advance: Callable[[], None]
     sample: Callable[[], int]
+    knobs: Callable[[Knobs], Knobs]
     stays: tuple[Stay, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -160,14 +160,24 @@ def break_page(s: int, w: World) -> None:
 def write(s: int, content: int, g: int, w: World) -> None:
     """The page of site s is written, appears, or goes (content -1); base frame g afterwards.
 
-    The item of s, its stable node and the counters stay what they are until ksmd passes.
+    The item of s, its stable node and the counters stay what they are until ksmd passes. A page
+    that leaves the sample (content UNSEEN) goes too, but it comes back as old as it was, and
+    part of a huge page only if it still is.
     """
     sites, frames, parts = w.sites, w.frames, w.parts
     old_content = sites[s, k.S_CONTENT]
-    if old_content == k.ABSENT and content < 0:
-        return
     p = sites[s, k.S_PART]
     meta = sites[s, k.S_META]
+    was_unseen = meta & k.M_UNSEEN != 0
+    if content == k.UNSEEN:
+        if old_content == k.ABSENT and not was_unseen and meta & k.M_BORN_HUGE:
+            meta |= k.M_HUGE
+        meta |= k.M_UNSEEN
+    else:
+        meta &= ~k.M_UNSEEN
+    if old_content == k.ABSENT and content < 0:
+        sites[s, k.S_META] = meta if content == k.UNSEEN else meta & ~k.M_HUGE
+        return
     old_base = sites[s, k.S_BASE]
     old_frame = sites[s, k.S_FRAME]
     is_ksm = False
@@ -179,9 +189,9 @@ def write(s: int, content: int, g: int, w: World) -> None:
     elif meta & k.M_KSM_ZERO:
         parts[p, k.P_ZERO] -= 1
     meta &= ~(k.M_MERGED | k.M_KSM_ZERO)
-    if content < 0:
+    if content < 0 and content != k.UNSEEN:
         meta &= ~k.M_HUGE
-    elif old_content == k.ABSENT and meta & k.M_BORN_HUGE:
+    elif old_content == k.ABSENT and not was_unseen and meta & k.M_BORN_HUGE:
         meta |= k.M_HUGE
     sites[s, k.S_META] = meta
     if content >= 0:
@@ -280,5 +290,5 @@ def initialize(first: Array, w: World) -> None:
         elif frames[g, k.F_OWNER] != p:
             frames[g, k.F_FLAGS] |= k.FLAG_CROSS
     for s in range(n_sites):
-        if first[s, 0] >= 0:
+        if first[s, 0] >= 0 or first[s, 0] == k.UNSEEN:
             write(s, first[s, 0], first[s, 1], w)

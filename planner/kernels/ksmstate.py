@@ -27,6 +27,7 @@ S_CONTENT, S_OLD, S_FRAME, S_NODE, S_SEQ, S_META, S_BASE, S_PART = range(8)
 SITE_FIELDS = 8
 ABSENT = -1  # of S_CONTENT: no page
 ZERO_MAPPED = -2  # of S_CONTENT: the shared zero page
+UNSEEN = -3  # of contents that are written: the page is there, but no part of a sample of pages
 AGE_MASK = 0xFF
 SKIPS_SHIFT = 8
 SKIPS_MASK = 0xFF << SKIPS_SHIFT
@@ -38,6 +39,7 @@ M_VMA = 1 << 20  # lies in a mergeable mapping
 M_HUGE = 1 << 21  # part of a huge page (not split)
 M_KSM_ZERO = 1 << 22  # ZERO_MAPPED by KSM
 M_BORN_HUGE = 1 << 23  # is part of a huge page whenever it appears
+M_UNSEEN = 1 << 24  # ABSENT because it is UNSEEN: what ksmd knows of the page stays known
 QUICK_FLAGS = M_STABLE | M_MERGED
 
 # frames; F_SITE: the page others are born from, or the next of the free list; F_NODE of a KSM

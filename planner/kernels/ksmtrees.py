@@ -142,10 +142,12 @@ def leave_trees(s: int, w: World) -> None:
 
 @helper
 def forget(s: int, w: World) -> None:
-    """Free the rmap item of s, if it has one."""
+    """Free the rmap item of s, if it has one; that of an unseen page is as old when it returns."""
     if w.sites[s, k.S_META] & k.M_ITEM:
         leave_trees(s, w)
-        w.sites[s, k.S_META] &= ~(k.M_ITEM | k.AGE_MASK | k.SKIPS_MASK)
+        w.sites[s, k.S_META] &= ~k.M_ITEM
+        if not w.sites[s, k.S_META] & k.M_UNSEEN:
+            w.sites[s, k.S_META] &= ~(k.AGE_MASK | k.SKIPS_MASK)
         w.sites[s, k.S_OLD] = -1
         w.parts[w.sites[s, k.S_PART], k.P_ITEMS] -= 1
 

@@ -187,11 +187,11 @@ def leave(state: PlacingState, guest: int) -> None:
 
 
 @kernel
-def run_until(state: PlacingState, weight: int, until_ns: int) -> int:
+def run_until(state: PlacingState, weight: int, until_ns: int, most_rejected: int) -> int:
     """Arrivals before `until_ns` and departures up to it, in the order of time.
 
     At one time guests leave before others come. Returns how many of the guests that came found no
-    room.
+    room; it ends early where they are more than `most_rejected`.
     """
     n, n_rejected = len(state.need), 0
     arrival, departure = state.cursor[ARRIVAL], state.cursor[DEPARTURE]
@@ -213,5 +213,7 @@ def run_until(state: PlacingState, weight: int, until_ns: int) -> int:
         else:
             n_rejected += 1
         arrival += 1
+        if n_rejected > most_rejected:
+            break
     state.cursor[ARRIVAL], state.cursor[DEPARTURE] = arrival, departure
     return n_rejected

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from planner.kernels import ksmstate as k
 
-__all__ = ["BYTES_PER_PAGE", "Counters", "EventTable", "FullScan", "MergeCounts", "SiteTable",
-           "UnmergeCounts", "counters_of"]
+__all__ = ["BYTES_PER_PAGE", "UNSEEN", "Counters", "EventTable", "FullScan", "MergeCounts",
+           "SiteTable", "UnmergeCounts", "counters_of"]
 
 BYTES_PER_PAGE = 4096
+#: The content of a page that is there, but no part of a sample of the host's pages now.
+UNSEEN = k.UNSEEN
 #: Sizes of the kernel's records on x86-64: struct ksm_rmap_item, ksm_stable_node, ksm_mm_slot.
 RMAP_ITEM_BYTES = 64
 STABLE_NODE_BYTES = 64
@@ -31,9 +33,10 @@ class SiteTable:
     `vpn` i64 ascending within a mm. `domain` i32: index into `domain_is_sensitive`.
     `partition` i32: 0..n_partitions-1, or -1 for none. `is_eligible` u8: merging may touch it
     (advised, compatible, not excluded); never visited otherwise, though its frame counts.
-    `content` i32: content at time 0, -1 = absent. Ids are dense over the host and numbered within
-    partitions: equal (partition, content) <=> equal id (sites of partition -1 have ids of their
-    own too, or any id of the right zero-ness); numbering them in scan order is fastest.
+    `content` i32: content at time 0, -1 = absent, `UNSEEN` = there, but not in a sample. Ids are
+    dense over the host and numbered within partitions: equal (partition, content) <=> equal id
+    (sites of partition -1 have ids of their own too, or any id of the right zero-ness); numbering
+    them in scan order is fastest.
     `frame` i32: base frame at time 0, equal for sites that share by fork, ignored where absent.
     `is_huge` u8 (None: nowhere): the page is part of a transparent huge page when it appears; all
     such sites of one mm and 2 MiB are the same one.
@@ -57,10 +60,11 @@ class EventTable:
     """Writes, births and deaths of pages: columns of shape (n_events,), ascending `time_ns`.
 
     `time_ns` i64 (at equal times the order of the table holds), `site` i32, `content` i32
-    (-1 = the page goes), `frame` i32: the base frame after the write. A fresh id for an ordinary
-    write; one id for sites born sharing; the id of the page's current base frame means "written
-    in place" (by all that share it, at the same time) or, for a site that appears, "born by fork
-    from the page that has it": it then shares that page's physical frame, merged or not.
+    (-1 = the page goes, `UNSEEN` = it leaves the sample), `frame` i32: the base frame after the
+    write. A fresh id for an ordinary write; one id for sites born sharing; the id of the page's
+    current base frame means "written in place" (by all that share it, at the same time) or, for a
+    site that appears, "born by fork from the page that has it": it then shares that page's
+    physical frame, merged or not.
     """
 
     time_ns: I64

@@ -80,6 +80,10 @@ def _check_range(array: NDArray[np.generic], low: int, high: int, what: str) -> 
         )
 
 
+def _check_contents(array: NDArray[np.generic], n_contents: int, what: str) -> None:
+    _check_range(np.where(array == k.UNSEEN, k.ABSENT, array), k.ABSENT, n_contents, what)
+
+
 def sleep_jiffies(sleep_millisecs: int, hz: int) -> int:
     """`msecs_to_jiffies`: milliseconds in timer ticks, rounded up."""
     return -(-sleep_millisecs * hz // 1000)
@@ -150,9 +154,9 @@ class MergeSpaces:
         rows[:, 2] = _column(events.frame, np.int32, "events.frame", n_events)
         _check_range(domain, 0, len(sensitive), "sites.domain")
         _check_range(partition, -1, n_partitions, "sites.partition")
-        _check_range(first[:, 0], -1, len(zero), "sites.content")
+        _check_contents(first[:, 0], len(zero), "sites.content")
         _check_range(rows[:, 0], 0, n, "events.site")
-        _check_range(rows[:, 1], -1, len(zero), "events.content")
+        _check_contents(rows[:, 1], len(zero), "events.content")
         present = first[first[:, 0] >= 0, 1]
         written = rows[rows[:, 1] >= 0, 2]
         _check_range(present, 0, _INT32_MAX, "sites.frame")
@@ -588,14 +592,14 @@ def _with_arrivals(slots: I32, slot_of: I32, order: I32, served: NDArray[np.gene
     mms with a page at time 0 are registered from the start, in order.
     """
     n_heads = len(slots) - len(np.unique(slot_of))
-    present = np.unique(slot_of[content[order] >= 0])
+    present = np.unique(slot_of[content[order] != k.ABSENT])
     part_of_slot = np.zeros(len(slots), np.int64)
     part_of_slot[slot_of] = served[order].astype(np.int64) + 1
     for row in range(1, n_heads):
         _close_ring(slots, np.append(row, present[part_of_slot[present] == row]))
     slot_of_site = np.full(len(served), -1, np.int32)
     slot_of_site[order] = slot_of
-    at = np.flatnonzero(events[:, 1] >= 0)
+    at = np.flatnonzero(events[:, 1] != k.ABSENT)
     late, first = np.unique(slot_of_site[events[at, 0]], return_index=True)
     is_new = (late >= 0) & ~np.isin(late, present)
     late, first = late[is_new], at[first[is_new]]

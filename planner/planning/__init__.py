@@ -8,12 +8,12 @@ hosts needed are counted with; `effects` ranks what a sweep varied.
 from __future__ import annotations
 
 from planner.measures import METRICS
-from planner.planning.cases import case_rows, cases_of
 from planner.planning.outcomes import Outcome, outcome
 from planner.planning.plan import plan, safe_shares
 from planner.planning.samples import Fleet
 from planner.planning.sensitivity import effects
 from planner.planning.summary import summary_row
+from planner.planning.sweeps import inputs_of, points_of, sweep_document
 
-__all__ = ["METRICS", "Fleet", "Outcome", "case_rows", "cases_of", "effects", "outcome", "plan",
-           "safe_shares", "summary_row"]
+__all__ = ["METRICS", "Fleet", "Outcome", "effects", "inputs_of", "outcome", "plan", "points_of",
+           "safe_shares", "summary_row", "sweep_document"]

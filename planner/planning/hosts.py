@@ -7,14 +7,15 @@ M x (1 - safe share) bytes are, so the safe overcommit ratio is 1 / (1 - safe sh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from planner.planning.samples import Fleet, HostSamples, weighted_quantile
+from planner.timeline.admission import SafeSaving
 
-__all__ = ["fit_shares", "hosts_needed", "overcommit", "safe_over_replicates", "safe_share"]
+__all__ = ["Safe", "fit_shares", "hosts_needed", "overcommit", "safe_over_replicates", "safe_share"]
 
 #: Beyond this, merging would have to free nearly all memory of guests.
 _MOST_SHARE = 0.99
@@ -38,24 +39,37 @@ def safe_share(hosts: HostSamples, fleet: Fleet) -> float:
     return float(min(max(low, 0.0), _MOST_SHARE))
 
 
-def safe_over_replicates(shares: Sequence[float], confidence: float) -> float:
-    """The share that is safe in `confidence` of the replicates: an order statistic, so with fewer
-    than 1 / (1 - confidence) replicates it is the least of them."""
-    if not shares:
-        return 0.0
-    return -weighted_quantile(-np.asarray(shares, np.float64), np.ones(len(shares)), confidence)
-
-
 def overcommit(safe: float) -> float:
     """Guest memory per byte of host memory, with the safe share `safe` < 1 counted on."""
     return 1.0 / (1.0 - min(max(safe, 0.0), _MOST_SHARE))
 
 
+@dataclass(frozen=True, slots=True)
+class Safe:
+    """What replicates bear out: `share` of guest memory that is saved at least in the next one
+    with probability `confidence`; `is_backed` where that is as much as was asked for."""
+
+    share: float
+    confidence: float
+    is_backed: bool
+
+
+def safe_over_replicates(shares: Sequence[float], confidence: float) -> Safe:
+    """The safe share over replicates, as admission takes it: with too few of them for the
+    confidence it is the least, and the confidence what so few bear out."""
+    if not shares:
+        return Safe(0.0, 0.0, False)
+    found = SafeSaving.of_outcomes(np.asarray(shares, np.float64)[:, None], confidence)
+    return Safe(min(float(found.share[0]), _MOST_SHARE), found.confidence, found.is_backed)
+
+
 def hosts_needed(needed: Sequence[int], confidence: float) -> int | None:
-    """The fewest whole hosts that were enough in at least `confidence` of the replicates."""
+    """Whole hosts that will be enough at `confidence`, by the same rule."""
     if not needed:
         return None
-    return sorted(needed)[max(math.ceil(confidence * len(needed) * (1 - 1e-12)), 1) - 1]
+    most = max(needed) + 1
+    spare = SafeSaving.of_outcomes(1 - np.asarray(needed, np.float64)[:, None] / most, confidence)
+    return round((1 - float(spare.share[0])) * most)
 
 
 def fit_shares(needed: Sequence[int]) -> list[tuple[int, float]]:

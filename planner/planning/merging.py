@@ -28,17 +28,30 @@ _SHARES = (*(round(0.05 * i, 2) for i in range(1, 20)), 0.99, 1.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merged:
-    """By guest the time from its start until merged (ns, NEVER), int64 of shape (n,)."""
+    """By guest the time from its start until merged (ns, NEVER), int64 of shape (n,).
+
+    `limit_ns` is how long after its start the simulation ended: what would have come later is
+    not known. A guest that ended before it was merged never was.
+    """
 
     after_ns: NDArray[np.int64]
+    limit_ns: NDArray[np.int64]
     is_bound: bool
 
+    def curve(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Ascending times, and the share of guests merged by each (Kaplan and Meier 1958)."""
+        is_merged = self.after_ns >= 0
+        seen_ns = np.where(is_merged, self.after_ns, np.maximum(self.limit_ns, 0))
+        times, n_merged = np.unique(self.after_ns[is_merged], return_counts=True)
+        n_at_risk = len(seen_ns) - np.searchsorted(np.sort(seen_ns), times, side="left")
+        merged = 1 - np.cumprod(1 - n_merged / np.maximum(n_at_risk, 1))
+        return times, np.asarray(merged, np.float64)
+
     def quantile(self, share: float) -> int | None:
-        """When `share` of all guests were merged; None where fewer ever were."""
-        n = len(self.after_ns)
-        reached = np.sort(self.after_ns[self.after_ns >= 0])
-        place = int(np.ceil(share * n * (1 - 1e-12))) - 1
-        return int(reached[max(place, 0)]) if n and place < len(reached) else None
+        """When `share` of guests were merged; None where that is not reached."""
+        times, merged = self.curve()
+        place = int(np.searchsorted(merged, share - 1e-9, side="left"))
+        return int(times[place]) if place < len(times) else None
 
 
 def merged_after(events: Iterable[Mapping[str, Any]], fleet: Fleet) -> Merged:
@@ -63,7 +76,8 @@ def merged_after(events: Iterable[Mapping[str, Any]], fleet: Fleet) -> Merged:
             ends = [_nth(times, start_ns, 2) for times in scans.get(host, {}).values()]
         if ends and all(end is not None for end in ends):
             after[index] = max(end for end in ends if end is not None) - start_ns
-    return Merged(after, is_bound=not by_guest and bool(scans))
+    limit = np.array([fleet.horizon_ns - start for *_, start in fleet.starts], np.int64)
+    return Merged(after, limit, is_bound=not by_guest and bool(scans))
 
 
 def _nth(times_ns: list[int], start_ns: int, n: int) -> int | None:
@@ -79,12 +93,12 @@ def distribution(found: Iterable[Merged]) -> dict[str, Any] | None:
     as it goes: guests that never were count as guests.
     """
     found = list(found)
-    after = np.concatenate([each.after_ns for each in found]) if found \
-        else np.zeros(0, np.int64)
-    if not len(after):
+    if not sum(len(each.after_ns) for each in found):
         return None
-    pooled = Merged(after, any(each.is_bound for each in found))
+    pooled = Merged(np.concatenate([each.after_ns for each in found]),
+                    np.concatenate([each.limit_ns for each in found]),
+                    any(each.is_bound for each in found))
     pairs = [(share, pooled.quantile(share)) for share in _SHARES]
-    return {"n_guests": len(after), "n_merged": int(np.sum(after >= 0)),
+    return {"n_guests": len(pooled.after_ns), "n_merged": int(np.sum(pooled.after_ns >= 0)),
             "is_bound": pooled.is_bound,
             "quantiles": [[share, after_ns] for share, after_ns in pairs if after_ns is not None]}

@@ -35,17 +35,20 @@ __all__ = ["FORMAT_VERSION", "plan", "safe_shares"]
 FORMAT_VERSION = 1
 _DEFAULT_CONFIDENCE = 0.95
 _HUGE_BYTES = 2 << 20
+_PAGE_BYTES = 4096
+#: A rise of the saving from the first to the second half of the counted time that is worth a word.
+_SETTLED = 0.05
 
 Row = Mapping[str, Any]
 
 
 def plan(scenario: Scenario, outcomes: Iterable[Outcome], *, digest: str = "",
-         notes: Sequence[str] = (), cases: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+         notes: Sequence[str] = ()) -> dict[str, Any]:
     """The document for all outcomes of a run; those of refits on resampled guests (`resample` at
     least 0) only give the second interval of the saving.
 
-    `notes` say how far the run extrapolates. `cases` are rows of `case_rows`, where the scenario is
-    swept. Policies without an outcome (an interrupted run) are left out.
+    `notes` say how far the run extrapolates. Policies without an outcome (an interrupted run) are
+    left out.
     """
     outcomes = list(outcomes)
     confidence = scenario.fleet.confidence if scenario.fleet else _DEFAULT_CONFIDENCE
@@ -68,7 +71,11 @@ def plan(scenario: Scenario, outcomes: Iterable[Outcome], *, digest: str = "",
         "interval_level": SPREAD_LEVEL, "difference_level": DIFFERENCE_LEVEL,
         "warm_up_ns": scenario.warm_up_ns, "horizon_ns": scenario.horizon_ns,
         "is_drawn": scenario.is_fleet,
-        "n_machines": any_row.get("n_machines", 0), "n_hosts": any_row.get("n_hosts", 0),
+        "n_machines": any_row.get("n_machines", 0),
+        "n_hosts": _middle([row["n_hosts"] for row in rows[baseline]]) if rows else 0,
+        "n_hosts_used": _middle([row["hosts_used"] for row in rows[baseline]]) if rows else 0,
+        "is_sampled": any(row["n_hosts"] < row["hosts_used"] or row["content_share"] < 1
+                          for row in rows.get(baseline, ())),
         "content_share": any_row.get("content_share", 1.0),
         "n_guests": _middle([row["n_guests"] for row in rows[baseline]]) if rows else 0,
         "policies": policies,
@@ -76,8 +83,7 @@ def plan(scenario: Scenario, outcomes: Iterable[Outcome], *, digest: str = "",
         "requirements": [check(require, rows.get(require.policy, [])).to_json()
                          for require in scenario.require],
         "sensitivity": _sensitivity(scenario, rows),
-        "cases": [dict(case) for case in cases],
-        "notes": list(notes),
+        "notes": [*notes, *(_unsettled(scenario, outcomes) if scenario.is_fleet else ())],
     }
 
 
@@ -88,7 +94,32 @@ def safe_shares(outcomes: Iterable[Outcome], confidence: float) -> dict[str, flo
     for each in outcomes:
         if each.row["resample"] < 0:
             found.setdefault(each.row["policy"], []).append(each.row["safe_share"])
-    return {policy: safe_over_replicates(shares, confidence) for policy, shares in found.items()}
+    return {policy: safe_over_replicates(shares, confidence).share
+            for policy, shares in found.items()}
+
+
+def _unsettled(scenario: Scenario, outcomes: Sequence[Outcome]) -> list[str]:
+    """What to say where savings still rise when they count: the warm-up is too short.
+
+    The second half of the counted time is held against the first, in the median replicate.
+    """
+    warm_up_ns = scenario.warm_up_ns
+    middle_ns = warm_up_ns + (scenario.horizon_ns - warm_up_ns) // 2
+    rises: dict[str, list[float]] = {}
+    for each in outcomes:
+        halves: tuple[list[int], list[int]] = ([], [])
+        for row in each.series:
+            if row["time_ns"] >= warm_up_ns:
+                halves[row["time_ns"] >= middle_ns].append(row["saved_bytes"])
+        if each.row["resample"] < 0 and each.row["saved_bytes"] > 0 and all(halves):
+            rises.setdefault(each.row["policy"], []).append(
+                float(np.mean(halves[1]) - np.mean(halves[0])) / each.row["saved_bytes"])
+    rising = [policy for policy, found in rises.items() if float(np.median(found)) > _SETTLED]
+    if not rising:
+        return []
+    return [f"Savings still rise after the warm-up, by more than {_SETTLED:.0%} from the first "
+            f"half to the second, under {', '.join(rising)}: a longer warm_up tells what they come "
+            "to."]
 
 
 def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], baseline: str,
@@ -106,8 +137,9 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
         "saved_error_bytes": _middle([row["saved_error_bytes"] for row in mine]),
         "saved_capture_interval_bytes": None if saved is None or (
             bounds := shifted(saved.median, refits)) is None else [round(each) for each in bounds],
-        "hosts": {"needed": hosts_needed(needed, confidence), "safe_share": safe,
-                  "safe_overcommit": overcommit(safe),
+        "hosts": {"needed": hosts_needed(needed, confidence), "safe_share": safe.share,
+                  "safe_overcommit": overcommit(safe.share), "confidence": safe.confidence,
+                  "is_backed": safe.is_backed,
                   "fit": [list(pair) for pair in fit_shares(needed)]},
         "headroom": _headroom(mine),
         "storms": {"share_per_minute": STORM_SHARE_PER_MINUTE,
@@ -118,6 +150,7 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
                                       if each.row["resample"] < 0),
         "cpu": {kind: _middle([row[kind] for row in mine]) for kind in CPU_KINDS},
         "huge_pages": _huge_pages(scenario, mine),
+        "cgroups": _cgroups(mine),
         "money": _money(scenario, rows, name, baseline, confidence),
     }
 
@@ -165,6 +198,19 @@ def _huge_pages(scenario: Scenario, rows: Sequence[Row]) -> dict[str, Any] | Non
         return None
     return {"n_split": splits, "split_bytes": splits * _HUGE_BYTES,
             "slowdown_share": slowdown_share(scenario.costs, _use(rows, None, 1))}
+
+
+def _cgroups(rows: Sequence[Row]) -> dict[str, Any]:
+    """What merging does to memory cgroups (mm/ksm.c: stable page and duplicates).
+
+    The page that became the shared one stays charged to the cgroup of its guest, for as long as
+    anybody shares it; duplicates are uncharged from theirs, and a COW copy is charged to the
+    writer. `is_across_domains`: a guest may be charged for a page that other domains use.
+    """
+    return {"charged_bytes": (_middle([row["pages_shared"] for row in rows]) or 0) * _PAGE_BYTES,
+            "uncharged_bytes": (_middle([row["pages_sharing"] for row in rows]) or 0)
+            * _PAGE_BYTES,
+            "is_across_domains": any(row["cross_domain_pages"] > 0 for row in rows)}
 
 
 def _use(rows: Sequence[Row], hosts_saved: int | None, window_ns: int) -> Use:

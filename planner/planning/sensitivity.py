@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
-__all__ = ["AtRest", "Case", "Effect", "at_rest_effects", "at_rest_of", "effects"]
+__all__ = ["AtRest", "Effect", "Point", "at_rest_effects", "at_rest_of", "effects"]
 
 _BYTES_PER_PAGE = 4096
 _RMAP_ITEM_BYTES = 64
@@ -25,7 +25,7 @@ VARIATION = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Point:
     """One case of a sweep: what was set (dotted key to value), and a figure by policy."""
 
     inputs: Mapping[str, Any]
@@ -59,32 +59,31 @@ class Effect:
         return {**asdict(self), "swing": self.swing}
 
 
-def effects(cases: Sequence[Case]) -> list[Effect]:
+def effects(points: Sequence[Point]) -> list[Effect]:
     """Main effects of all inputs with more than one level, greatest swing first by policy."""
     found: list[Effect] = []
-    for policy in dict.fromkeys(name for case in cases for name in case.values):
-        mine = [case for case in cases if policy in case.values]
-        keys = dict.fromkeys(key for case in mine for key in case.inputs)
+    for policy in dict.fromkeys(name for point in points for name in point.values):
+        mine = [point for point in points if policy in point.values]
+        keys = dict.fromkeys(key for point in mine for key in point.inputs)
         ranked = [effect for effect in (_effect(policy, key, mine) for key in keys) if effect]
         found += sorted(ranked, key=lambda effect: -effect.swing)
     return found
 
 
-def _effect(policy: str, key: str, cases: Sequence[Case]) -> Effect | None:
+def _effect(policy: str, key: str, points: Sequence[Point]) -> Effect | None:
     levels: dict[Any, list[float]] = defaultdict(list)
     shown: dict[Any, Any] = {}
-    for case in cases:
-        if key in case.inputs:
-            level = case.inputs[key]
+    for point in points:
+        if key in point.inputs:
+            level = point.inputs[key]
             shown[repr(level)] = level
-            levels[repr(level)].append(case.values[policy])
+            levels[repr(level)].append(point.values[policy])
     if len(levels) < 2:
         return None
     means = {level: fmean(values) for level, values in levels.items()}
     low, high = min(means, key=lambda k: means[k]), max(means, key=lambda k: means[k])
-    points = [(shown[level], mean) for level, mean in means.items()]
     return Effect(policy, key, shown[low], shown[high], means[low], means[high],
-                  _elasticity(points))
+                  _elasticity([(shown[level], mean) for level, mean in means.items()]))
 
 
 def _elasticity(points: Sequence[tuple[Any, float]]) -> float | None:
@@ -157,12 +156,12 @@ def at_rest_of(row: Mapping[str, Any], window_ns: int) -> AtRest | None:
 
 def at_rest_effects(policy: str, base: AtRest, variation: float = VARIATION) -> list[Effect]:
     """Each input of the estimate turned down and up by `variation` of its value, ranked."""
-    cases = []
+    points = []
     for name in _INPUTS:
         value = getattr(base, name)
         if not value:
             continue
         for turned in (value * (1 - variation), value, value * (1 + variation)):
             saved = replace(base, **{name: turned}).saved_bytes
-            cases.append(Case({name: turned}, {policy: saved}))
-    return effects(cases)
+            points.append(Point({name: turned}, {policy: saved}))
+    return effects(points)

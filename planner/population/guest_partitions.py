@@ -42,10 +42,11 @@ def guest_partitions(population: Population, scenario: Scenario, requests: Reque
     named = {key for entries in (policy.exclude, policy.cooperation.ranges,
                                  *(rule.match for rule in policy.partitions))
              for entry in entries for key, _ in entry}
-    kind = np.stack([requests.workload, template, requests.domain]).astype(np.int64)
+    kind = (requests.workload.astype(np.int64) * len(population.templates)
+            + template) * len(requests.domains) + requests.domain
     if "guest" in named:
-        kind = np.arange(len(requests))[np.newaxis]
-    _, first, of_kind = np.unique(kind, axis=1, return_index=True, return_inverse=True)
+        kind = np.arange(len(requests))
+    _, first, of_kind = np.unique(kind, return_index=True, return_inverse=True)
     models = [(int(template[guest]), drawn_guest(scenario, requests, int(guest),
                                                  population.templates[int(template[guest])]))
               for guest in first]
@@ -73,7 +74,6 @@ def guest_partitions(population: Population, scenario: Scenario, requests: Reque
         key = (number, included.tobytes())
         variants.setdefault(key, (number, included))
         variant[index] = list(variants).index(key)
-    of_kind = of_kind.ravel()
     # Partitions of one guest each are counted on from the common ones.
     own = len(mapped.names) + np.arange(len(requests))
     return GuestPartitions(np.where(is_own[of_kind], own, partition[of_kind]), variant[of_kind],

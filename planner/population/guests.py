@@ -61,7 +61,9 @@ def distinct(values: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
     `a * n + b` collide.
     """
     ordered: npt.NDArray[np.int64] = np.sort(values.astype(np.int64, copy=False), axis=None)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])[:len(ordered)]]
+    is_first = np.append(True, ordered[1:] != ordered[:-1])[:len(ordered)]
+    found: npt.NDArray[np.int64] = ordered[is_first]
+    return found
 
 
 def mix64(values: U64) -> U64:

@@ -163,6 +163,11 @@ class _Arrays:
     n_sites: int = 0
     n_frames: int = 0
     n_private: int = 0
+    #: The one content that stands for all zero pages, whatever the key of their hash; -1: none.
+    zero: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.zero = int(np.append(np.flatnonzero(self.contents.is_zero), -1)[0])
 
     def add_guest(self, guest: FleetGuest, pages: _Pages, huge_share: float | None) -> I64:
         """Add a guest with its mms, classes and sites; returns each page's site.
@@ -176,7 +181,7 @@ class _Arrays:
         # Copies keep their place within huge pages.
         start = template.mm_start_vpn & -_HUGE_PAGES
         stride = (template.mm_end_vpn - start + _HUGE_PAGES - 1) & -_HUGE_PAGES
-        model = _usual_site(template)
+        model = pages.facts.usual_site
         size = stride * pages.n_levels
         fill_mm = int(template.site_mm[model]) if template.n_sites else 0
         mm = np.concatenate([template.site_mm[site],
@@ -329,7 +334,7 @@ def _states(arrays: _Arrays, pages: _Pages, page: I64, snapshot: I64, number: I6
     codes = np.full(n_fill + len(page), -1, np.int64)
     is_common = (content >= 0) & (kind <= ContentKind.RARE_COMMON)
     codes[n_fill:][is_common] = np.where(
-        kind[is_common] == ContentKind.ZERO, _zero_of(contents),
+        kind[is_common] == ContentKind.ZERO, arrays.zero,
         copy[is_common] * len(contents) + content[is_common])
     is_own = (content >= 0) & ~is_common
     own = content[is_own]
@@ -347,22 +352,6 @@ def _states(arrays: _Arrays, pages: _Pages, page: I64, snapshot: I64, number: I6
             facts.frame_is_lasting[shared], 0, number[is_shared] + 1), return_inverse=True)
         frames[is_shared] = arrays.new_frames(int(dense.max()) + 1)[dense]
     return codes, np.concatenate([np.full(n_fill, -1, np.int64), frames])
-
-
-def _zero_of(contents: Contents) -> int:
-    """The one code of all zero contents: zero is zero under every key and in every copy."""
-    zeros = np.flatnonzero(contents.is_zero)
-    return int(zeros[0]) if len(zeros) else -1
-
-
-def _usual_site(template: Template) -> int:
-    """A site of the mm, class and eligibility that most sites of the template have."""
-    if not template.n_sites:
-        return 0
-    key = (template.site_mm.astype(np.int64) * len(template.class_labels)
-           + template.site_class) * 2 + (template.site_eligible != 0)
-    _, first, n_sites = np.unique(key, return_index=True, return_counts=True)
-    return int(first[np.argmax(n_sites)])
 
 
 def _is_below(bits: npt.NDArray[np.uint64], share: float) -> Bools:

@@ -217,6 +217,12 @@ class Population:
     templates: tuple[Template, ...]
     contents: Contents
 
+    @property
+    def n_free(self) -> int:
+        """Degrees of freedom of what resamples of the captured guests show: with so few of them
+        an interval is Student's, not as wide as the resamples alone."""
+        return sum(len(workload.templates) - 1 for workload in self.workloads)
+
     def draw(self, seed: int, replicate: int, workload: int, names: Sequence[str]
              ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Template (index into `templates`, i32[n]) and phase (i64[n], ns) of guests by name.
@@ -224,8 +230,7 @@ class Population:
         They depend on nothing but seed, replicate and the guest's own name.
         """
         model = self.workloads[workload]
-        uniform = np.array([_uniform_pair(seed, replicate, name) for name in names],
-                           np.float64).reshape(-1, 2)
+        uniform = _uniform_pairs(seed, replicate, names)
         edges = np.cumsum(model.weights)
         at = np.minimum(np.searchsorted(edges, uniform[:, 0] * edges[-1], side="right"),
                         len(edges) - 1)
@@ -233,12 +238,17 @@ class Population:
         return np.array(model.templates, np.int32)[at], phase_ns
 
 
-def _uniform_pair(seed: int, replicate: int, name: str) -> tuple[float, float]:
-    """Two uniform numbers in [0, 1) tied to an identity.
+def _uniform_pairs(seed: int, replicate: int, names: Sequence[str]
+                   ) -> npt.NDArray[np.float64]:
+    """Two uniform numbers in [0, 1) for each name, f64[n, 2], tied to the identity.
 
-    A keyed digest instead of a generator each: a fleet has 100,000 guests.
+    A digest instead of a generator each: a fleet has 100,000 guests.
     """
-    text = "\x1f".join(("population", str(seed), str(replicate), name))
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return (int.from_bytes(digest[:8], "little") >> 11) * 2.0**-53, \
-        (int.from_bytes(digest[8:], "little") >> 11) * 2.0**-53
+    base = hashlib.blake2b(f"population\x1f{seed}\x1f{replicate}\x1f".encode(), digest_size=16)
+    digests = []
+    for name in names:
+        each = base.copy()
+        each.update(name.encode())
+        digests.append(each.digest())
+    bits = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53

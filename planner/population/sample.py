@@ -47,7 +47,7 @@ class TemplateFacts:
     sites ever; by some site in the first and the last snapshot. `common`, `repeated`: pairs
     (content, site) i64 (2, k), distinct, by content, of contents that are kept, and of those that
     repeat. `mean_pages` f64 (k,) of `contents` i64 (k,): pages of each non-private content in a
-    snapshot.
+    snapshot. `usual_site`: a site of the mm, class and eligibility that most sites have.
     """
 
     is_written: Bools
@@ -57,6 +57,7 @@ class TemplateFacts:
     repeated: I64
     contents: I64
     mean_pages: npt.NDArray[np.float64]
+    usual_site: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +89,16 @@ def template_facts(contents: Contents, template: Template) -> TemplateFacts:
         is_written, is_shared, is_lasting,
         _pairs(content, (kind <= ContentKind.RARE_COMMON) & (kind != ContentKind.ZERO)),
         _pairs(content, kind == ContentKind.REPEATED_PRIVATE),
-        found.astype(np.int64), n_pages / len(content))
+        found.astype(np.int64), n_pages / len(content), _usual_site(template))
+
+
+def _usual_site(template: Template) -> int:
+    if not template.n_sites:
+        return 0
+    key = (template.site_mm.astype(np.int64) * len(template.class_labels)
+           + template.site_class) * 2 + (template.site_eligible != 0)
+    _, first, n_sites = np.unique(key, return_index=True, return_counts=True)
+    return int(first[np.argmax(n_sites)])
 
 
 def _pairs(content: npt.NDArray[np.int32], is_wanted: Bools) -> I64:
@@ -117,7 +127,7 @@ class Sampler:
         self._seed, self._replicate = seed, replicate
         self._limit = np.uint64(min(int(content_share * 2.0**64), 2**64 - 1))
         self._salt = guest_key(seed, replicate, "content sample")
-        self._common: dict[tuple[int, int], I64] = {}
+        self._common: dict[int, tuple[int, I64]] = {}
         self._is_frequent = np.zeros(len(population.contents), bool)
         if content_share < 1.0:
             self._is_frequent = self._find_frequent(timeline, guests)
@@ -192,14 +202,14 @@ class Sampler:
     def _common_codes(self, template_index: int, n_levels: int) -> I64:
         """Codes `copy * n_sites + site` of pages that ever hold a common content of the sample."""
         template = self._templates[template_index]
-        cached = self._common.get((template_index, n_levels))
-        if cached is None:
+        known, codes = self._common.get(template_index, (-1, np.empty(0, np.int64)))
+        if known < n_levels:
             content, site = template_facts(self._contents, template).common
             usable = ~self._is_frequent[content]
-            codes = self._drawn_codes(content[usable], site[usable], n_levels, template.n_sites,
-                                      self._salt)
-            cached = self._common[template_index, n_levels] = codes
-        return cached
+            codes = np.sort(self._drawn_codes(content[usable], site[usable], n_levels,
+                                              template.n_sites, self._salt))
+            self._common[template_index] = n_levels, codes
+        return codes[:np.searchsorted(codes, n_levels * template.n_sites)]
 
     def _repeated_codes(self, template: Template, n_levels: int, key: np.uint64) -> I64:
         content, site = template_facts(self._contents, template).repeated

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.population.guest_partitions import guest_partitions
-from planner.population.guests import guest_key, guests_of, mix64
+from planner.population.guests import distinct, guest_key, guests_of, mix64
 from planner.population.model import ContentKind, Population
 from planner.scenario.spec import PolicySpec, Scenario
 from planner.timeline import Requests
@@ -53,7 +53,7 @@ def guest_sketches(population: Population, scenario: Scenario, requests: Request
         use = template.site_eligible != 0
         n_snapshots = np.zeros(len(contents), np.int64)
         for content in template.content:
-            n_snapshots[np.unique(content[use & (content >= 0)])] += 1
+            n_snapshots[distinct(content[use & (content >= 0)])] += 1
         held[index, :len(sampled)] = 2 * n_snapshots[sampled] >= len(template.content)
     partitions = guest_partitions(population, scenario, requests, policy, replicate)
     partition = requests.domain.astype(np.int64) if partitions is None else partitions.partition

@@ -58,11 +58,13 @@ def capture_workload(scenario: Scenario, index: int, trace: Trace, leave: Collec
     templates = []
     for number, guest in enumerate(guests):
         site = np.flatnonzero(guest_of_site == number)
-        own = _template(host, index, number, site, content[:, site], frame[:, site])
+        moment = _moments(content[:, site])
+        own = _template(host, index, number, site, content[np.ix_(moment, site)],
+                        frame[np.ix_(moment, site)])
         held_bytes = int((own.content >= 0).sum(axis=1).max()) * PAGE_BYTES
         is_off = workload.mergeable == "none"
         templates.append(replace(
-            own, memory_bytes=known[guest.trace_guest_id] or held_bytes,
+            own, memory_bytes=known[guest.trace_guest_id] or max(held_bytes, PAGE_BYTES),
             site_eligible=own.site_eligible * np.uint8(not is_off)))
     clock = Clock.of([snapshot.end_ns - origin_ns for snapshot in trace.snapshots])
     return CapturedWorkload(tuple(templates),
@@ -82,6 +84,21 @@ def _replay(scenario: Scenario, workload: WorkloadSpec, trace: Trace) -> FleetHo
     except DataError as error:
         raise DataError(f"workload {workload.name!r}: {error.what}", where=error.where,
                         instead=error.instead) from error
+
+
+def _moments(content: npt.NDArray[np.int32]) -> npt.NDArray[np.intp]:
+    """The snapshot that stands for each one: itself, where the guest is there.
+
+    A guest that came late is what it was first, one that left what it was last: drawn guests
+    come and go when their scenario says.
+    """
+    present = np.flatnonzero((content >= 0).any(axis=1))
+    every = np.arange(len(content))
+    if not len(present):
+        return every
+    before: npt.NDArray[np.intp] = present[
+        np.maximum(np.searchsorted(present, every, side="right") - 1, 0)]
+    return before
 
 
 def _template(host: FleetHost, workload: int, guest: int, site: npt.NDArray[np.int64],

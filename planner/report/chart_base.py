@@ -7,13 +7,14 @@ dark; the page's style sheet sharpens them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from planner.report.facts import Facts
 
-__all__ = ["GREY", "N_COLOURS", "Look", "Spec", "base", "colour_scale", "from_zero", "look",
-           "policy_dashes", "policy_lines", "time_unit"]
+__all__ = ["GREY", "N_COLOURS", "Look", "Spec", "base", "colour_scale", "frame", "from_zero",
+           "look", "policy_dashes", "policy_lines", "time_unit"]
 
 Spec = dict[str, Any]
 
@@ -58,11 +59,17 @@ def time_unit(horizon_ns: int) -> tuple[str, int]:
 
 
 def base(description: str, facts: Facts, values: list[dict[str, Any]]) -> Spec:
-    """A chart without marks: its data, size, and the colours of text, axes and legends."""
+    """A chart of policies without marks: its legends have room for their labels."""
+    return frame(description, values, [s.label for s in facts.strategies])
+
+
+def frame(description: str, values: list[dict[str, Any]], labels: Sequence[str]) -> Spec:
+    """A chart without marks: its data, size, and the colours of text, axes and legends, which
+    show `labels`."""
     axis = {"labelColor": GREY, "titleColor": GREY, "domainColor": GREY, "tickColor": GREY,
             "gridColor": GREY, "gridOpacity": 0.25, "titleFontWeight": "normal",
             "labelFontSize": 12, "titleFontSize": 12, "titlePadding": 8}
-    longest = max((len(s.label) for s in facts.strategies), default=0)
+    longest = max(map(len, labels), default=0)
     # Legends do not wrap: as many columns as fit half a page.
     columns = next(n for n, width in ((4, 10), (3, 16), (2, 28), (1, longest)) if longest <= width)
     return {

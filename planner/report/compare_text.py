@@ -44,7 +44,18 @@ def _formats(unit: MemoryUnit) -> dict[str, tuple[tuple[str, ...], Formatter, in
         "cow_breaks": (("COW", "breaks"), count, -1),
         "cross_domain_pages": (("CROSS-", "DOMAIN"), count, -1),
         "unmerge_bytes": (("IF UN-", "MERGED"), size, -1),
+        "hosts_needed": (("HOSTS",), lambda value: f"{value:g}", -1),
+        "headroom_worst_bytes": (("HEADROOM", "worst"), size, 1),
     }
+
+
+def _known(by_policy: Mapping[str, Mapping[str, Document]], unit: MemoryUnit,
+           ) -> dict[str, tuple[tuple[str, ...], Formatter, int]]:
+    """The formats of the metrics that the document has and something is known of."""
+    return {metric: how for metric, how in _formats(unit).items()
+            if any(metric in found and (found[metric]["before"], found[metric]["after"])
+                   != (None, None) for found in by_policy.values())
+            or metric == "time_to_90_ns"}
 
 
 def _signed(change: float | None, write: Formatter) -> str:
@@ -55,6 +66,24 @@ def _signed(change: float | None, write: Formatter) -> str:
     amount = write(abs(change))
     # Too little for the figures shown is neither nothing nor an amount.
     return ("+" if change > 0 else "-") + amount if set(amount) & set("123456789") else "~"
+
+
+def _change(each: Document, write: Formatter) -> str:
+    """The change; of replicates with its interval, or that none is shown."""
+    text = _signed(each["change"], write)
+    if not each.get("interval") or text == "=":
+        return text
+    if each["verdict"] == "no difference shown":
+        return "~"
+    low, high = each["interval"]
+    return f"{text} [{_signed(low, write)}, {_signed(high, write)}]"
+
+
+def _goodness(each: Document, good: int) -> float:
+    """Above zero for a change to the better, below for one to the worse, 0 for none shown."""
+    if each.get("verdict") == "no difference shown":
+        return 0.0
+    return float(each["change"] or 0) * good
 
 
 def _unit(document: Document) -> MemoryUnit:
@@ -119,7 +148,21 @@ def _closing(document: Document) -> str:
             if document["is_paired"] else
             "They do not replay the same guests with the same seed, so a difference is partly "
             "another draw; ")
-    return f"{changed[0].upper()}{changed[1:]}; {result}. {sure}one run each: no interval."
+    return f"{changed[0].upper()}{changed[1:]}; {result}. {sure}{_worth(document)}"
+
+
+def _worth(document: Document) -> str:
+    """What intervals there are, and what was shown of what is saved."""
+    n = max((each.get("n_replicates", 1) for each in document["differences"]), default=1)
+    if n < 2:
+        return "one run each: no interval."
+    saved = [each for each in document["differences"]
+             if each["metric"] == "saved_bytes" and each.get("verdict")]
+    shown = ", ".join(f"{clean(each['policy'])} "
+                      + (each["verdict"] if each["verdict"] == "no difference shown"
+                         else f"{each['verdict']} (95 %)") for each in saved)
+    return (f"[ ] is the mean change over {n} paired replicates at 95 %, ~ no difference shown. "
+            f"Saved: {shown}.")
 
 
 def _missing(document: Document) -> list[str]:
@@ -152,13 +195,13 @@ def render_comparison_text(document: Document, *, width: int, colour: bool) -> s
 def _columns(document: Document, by_policy: Mapping[str, Mapping[str, Document]]) -> list[Column]:
     labels = distinct(by_policy)
     columns = [Column(("", "POLICY"), tuple(labels[name] for name in by_policy), is_left=True)]
-    for metric, (head, write, good) in _formats(_unit(document)).items():
+    for metric, (head, write, good) in _known(by_policy, _unit(document)).items():
         cells, styles = [], []
         for found in by_policy.values():
             each = found[metric]
             value = "–" if each["after"] is None else write(each["after"])
-            cells.append(f"{value} {_signed(each['change'], write)}")
-            change = (each["change"] or 0) * good
+            cells.append(f"{value} {_change(each, write)}")
+            change = _goodness(each, good)
             styles.append(GREEN if change > 0 else RED if change < 0 else "")
         columns.append(Column(head, tuple(cells), tuple(styles)))
     return columns
@@ -178,7 +221,7 @@ def render_comparison_markdown(document: Document) -> str:
         lines.append("Changed inputs: none.")
     by_policy = _by_policy(document)
     if by_policy:
-        formats = _formats(_unit(document))
+        formats = _known(by_policy, _unit(document))
         heads = [markdown_head(head) for head, _, _ in formats.values()]
         lines += ["", "| policy | " + " | ".join(heads) + " |",
                   "|---|" + "---:|" * len(heads)]
@@ -198,4 +241,4 @@ def _markdown_cell(each: Document, write: Formatter) -> str:
     if each["before"] == each["after"]:
         return markdown_text(text(each["after"]))
     return markdown_text(f"{text(each['before'])} → {text(each['after'])} "
-                         f"({_signed(each['change'], write)})")
+                         f"({_change(each, write)})")

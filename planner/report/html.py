@@ -12,50 +12,26 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from planner.report import sections
 from planner.report.charts import charts, drawn_waterfalls
 from planner.report.facts import UNPRINTABLE, Facts, clean, gather, recommended, verdict
+from planner.report.page import render_page
 from planner.report.redact import redacted
 from planner.report.series import read_samples
-from planner.report.static import chart_svgs
 from planner.report.validation import validation_view
 from planner.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from planner.metrics import Result
 
-__all__ = ["render_html", "script_json"]
+__all__ = ["render_html"]
 
 #: What differs between two runs of one scenario; the date stands in the header alone.
 _VOLATILE = frozenset({"created", "elapsed_s"})
 #: Longest text shown in the folded scenario.
 _MAX_VALUE = 300
-_SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
-
-#: What a script element may not contain unescaped, and what old engines read as a line end.
-_SCRIPT_ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026",
-                   0x2028: "\\u2028", 0x2029: "\\u2029"}
-
-
-def script_json(value: object) -> str:
-    """JSON that stays inside its script element whatever the strings in it hold."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"),
-                      allow_nan=False)
-    return text.translate(_SCRIPT_ESCAPES)
-
-
-def _asset(name: str) -> str:
-    return (resources.files("planner.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _script(name: str) -> str:
-    """A vendored script without its source map line, which browsers would try to load."""
-    lines = _asset(name).splitlines()
-    return "\n".join(line for line in lines if not line.startswith("//# sourceMappingURL="))
-
 
 #: A space between a figure and its unit, where a line must not break.
 _UNIT_SPACE = re.compile(r"(?<=[0-9]) (?=(?:[KMGT]iB|ns|us|ms|s|min)\b|%|[0-9])")
@@ -95,10 +71,6 @@ def render_html(result: Result, details: Mapping[str, Any] | None = None, *,
     Reads the template, style and vendored scripts of this package and nothing else. Raises
     MachineError where a static page lacks its extra, DataError for a record that is none.
     """
-    # Loading jinja2 takes longer than all the rest of a terminal report.
-    from jinja2 import DictLoader, Environment, StrictUndefined
-    from markupsafe import Markup
-
     if is_redacted:
         result, details, validation = redacted(result, details, validation)
     validated = [validation_view(document) for document in validation]
@@ -106,13 +78,8 @@ def render_html(result: Result, details: Mapping[str, Any] | None = None, *,
     facts = replace(facts, has_validation=facts.has_validation or bool(validated))
     samples = read_samples(result, facts)
     specs = charts(result, facts, details)
-    environment = Environment(
-        loader=DictLoader({"report.html": _asset("report.html")}), autoescape=True,
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True)
     shown = {
         **_run_facts(result, facts),
-        "is_static": is_static,
         "is_redacted": is_redacted,
         "unit": facts.unit.name,
         "verdict": [_unbroken(sentence) for sentence in verdict(facts)],
@@ -132,17 +99,8 @@ def render_html(result: Result, details: Mapping[str, Any] | None = None, *,
         "headroom": sections.headroom_rows(samples, result, facts),
         "diagnosis": sections.diagnosis_parts(details),
         "traces": sections.trace_rows(result),
-        # Everything below is our own, or JSON or SVG that escapes what it quotes.
-        "specs": {} if is_static else {key: Markup(script_json(spec))
-                                       for key, spec in specs.items()},
-        "drawings": {key: Markup(svg) for key, svg in chart_svgs(specs).items()}
-        if is_static else {},
-        "chart_ids": list(specs),
-        "style": Markup(_asset("report.css")),
-        "vendored": [] if is_static else [Markup(_script(name)) for name in _SCRIPTS],
-        "draw": "" if is_static else Markup(_asset("report.js")),
     }
-    return environment.get_template("report.html").render(shown)
+    return render_page("report.html", shown, specs, is_static=is_static)
 
 
 def _run_facts(result: Result, facts: Facts) -> dict[str, Any]:

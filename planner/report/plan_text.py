@@ -12,8 +12,9 @@ from planner.report.columns import GREEN, RED, YELLOW, Column, sgr, short_count
 from planner.report.facts import Facts, MemoryUnit, Strategy, memory_unit, recommended
 from planner.units import format_count, format_duration, format_share, format_size
 
-__all__ = ["is_told", "metric_text", "plan_closing", "plan_columns", "plan_definitions",
-           "plan_notes", "requirement_lines"]
+__all__ = ["bound_text", "confidence_text", "found_text", "is_told", "metric_text",
+           "plan_closing", "plan_columns", "plan_definitions", "plan_notes", "requirement_lines",
+           "sampled_text"]
 
 Plan = Mapping[str, Any]
 #: Requirements and remarks listed at most; plan.json has all.
@@ -167,8 +168,8 @@ def plan_definitions(facts: Facts, plan: Plan) -> str:
         ("OF MEMORY", True, "of what guests use"),
         ("ZERO", True, "freed by merging zero pages, apart"),
         ("HOSTS", is_known("hosts_needed"),
-         f"fewest whole hosts that were enough in {format_share(plan['confidence'])} of "
-         "replicates, counting only on what is safely saved"),
+         f"fewest whole hosts that will be enough at {confidence_text(plan)}, counting only on what is "
+         "safely saved"),
         ("A YEAR", any((each.get("money") or {}).get("net") is not None for each in policies),
          "against the baseline, less what is known of CPU"),
         ("MERGE CPU", True, "of all cores"),
@@ -182,11 +183,20 @@ def plan_definitions(facts: Facts, plan: Plan) -> str:
                      for head, is_shown, text in texts if is_shown) + "."
 
 
+def confidence_text(plan: Plan) -> str:
+    """The confidence of hosts needed: what was asked for, or what so few replicates bear out."""
+    wanted = format_share(plan["confidence"])
+    worth = min((each["hosts"]["confidence"] for each in plan["policies"]
+                 if not each["hosts"]["is_backed"]), default=None)
+    return f"{wanted} confidence" if worth is None else \
+        f"{format_share(worth)} confidence (too few replicates for {wanted})"
+
+
 def plan_notes(facts: Facts, plan: Plan) -> list[str]:
     """Sentences below the table: what is sampled, what differs for sure, what hurts."""
     notes = []
-    if plan["n_hosts"] < plan["n_machines"] or plan.get("content_share", 1.0) < 1.0:
-        notes.append(_sampled(plan))
+    if plan.get("is_sampled"):
+        notes.append(sampled_text(plan))
     notes += _differences(facts, plan)
     for each in plan["policies"]:
         notes += _storm(facts, each) + _huge(facts, each)
@@ -197,15 +207,16 @@ def _label(facts: Facts, policy: str) -> str:
     return facts.labels.get(policy) or clean(policy)
 
 
-def _sampled(plan: Plan) -> str:
+def sampled_text(plan: Plan) -> str:
+    """How much of the fleet was simulated, and the stated error."""
     errors = [each["saved_error_bytes"] / each["metrics"]["saved"]["median"]
               for each in plan["policies"]
               if each["metrics"]["saved"]["median"] and each.get("saved_error_bytes")]
     error = f"; standard error of what is saved at most {format_share(max(errors))}" if errors \
         else ""
-    return (f"Simulated: {format_count(plan['n_hosts'])} of {format_count(plan['n_machines'])} "
-            f"hosts, {format_share(plan.get('content_share', 1.0))} of contents{error}. The worst "
-            "host, and what 99 % of hosts have, are of the hosts simulated.")
+    return (f"Simulated: {format_count(plan['n_hosts'])} of {format_count(plan['n_hosts_used'])} hosts "
+            f"with guests, {format_share(plan.get('content_share', 1.0))} of contents{error}. The "
+            "worst host, and what 99 % of hosts have, are of the hosts simulated.")
 
 
 def _differences(facts: Facts, plan: Plan) -> list[str]:
@@ -254,13 +265,13 @@ def _huge(facts: Facts, each: Plan) -> list[str]:
 def requirement_lines(facts: Facts, plan: Plan, colour: bool) -> list[str]:
     """One line a requirement with a tick or a cross, and one for what only fits while merged."""
     verdicts = plan["requirements"][:MAX_LINES]
-    heads = [(_label(facts, each["policy"]), _bound(each)) for each in verdicts]
+    heads = [(_label(facts, each["policy"]), bound_text(each)) for each in verdicts]
     widths = [max((len(head[i]) for head in heads), default=0) for i in (0, 1)]
     lines = []
     for each, (policy, bound) in zip(verdicts, heads, strict=True):
         mark = sgr("✓", GREEN, colour) if each["is_held"] else sgr("✗", RED, colour)
         lines.append(f"  {mark} {policy.ljust(widths[0])}  {bound.ljust(widths[1])}  "
-                     f"{_found(each)}".rstrip())
+                     f"{found_text(each)}".rstrip())
     if len(plan["requirements"]) > MAX_LINES:
         lines.append(f"  and {len(plan['requirements']) - MAX_LINES} more, in plan.json")
     lines += [sgr(f"! {_label(facts, each['policy'])} could not undo its merges within free memory"
@@ -269,15 +280,16 @@ def requirement_lines(facts: Facts, plan: Plan, colour: bool) -> list[str]:
     return lines
 
 
-def _bound(verdict: Mapping[str, Any]) -> str:
+def bound_text(verdict: Mapping[str, Any]) -> str:
+    """What a verdict asks for, such as `saved >= 10.0 %`."""
     sign, bound = (">=", verdict["at_least"]) if verdict["at_least"] is not None \
         else ("<=", verdict["at_most"])
     return f"{clean(verdict['metric'])} {sign} " \
            f"{metric_text(verdict['metric'], bound, verdict['is_share'])}"
 
 
-def _found(verdict: Mapping[str, Any]) -> str:
-    """The value that a verdict rests on."""
+def found_text(verdict: Mapping[str, Any]) -> str:
+    """What a verdict found: the value, and how sure it is or how often it failed."""
     def text(value: float | None) -> str:
         return metric_text(verdict["metric"], value, verdict["is_share"])
 

@@ -233,6 +233,8 @@ class _KnownLabels:
     open_keys: set[str]
 
     def check(self, raw: RawScenario, path: tuple[Part, ...], labels: Labels) -> None:
+        if raw.is_doubtful(*path):
+            return
         for key, value in labels:
             if key not in self.values:
                 raw.fault((*path, key), f"no guest or region has a label {key!r}"
@@ -339,7 +341,8 @@ def _check_require(raw: RawScenario, scenario: Scenario) -> None:
             bound = "at_least" if required.at_least is not None else "at_most"
             raw.fault(("require", index, bound),
                       f"{required.metric!r} is a share of nothing; write a number with its unit")
-        if (required.at_least is None) == (required.at_most is None):
+        if (required.at_least is None) == (required.at_most is None) \
+                and not raw.is_doubtful("require", index):
             raw.fault(("require", index), "expected exactly one of: at_least, at_most")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from planner.scenario.load import Part, RawScenario
-from planner.scenario.schema_fleet import MAX_HOSTS
+from planner.scenario.schema_fleet import MAX_GUESTS, MAX_HOSTS
 from planner.scenario.spec import (
     ArrivalFacts,
     FreePages,
@@ -27,6 +27,9 @@ from planner.units import format_duration, format_size
 __all__ = ["check_arrivals", "check_fleet", "check_merges"]
 
 _PAGE_BYTES = 4096
+_HOUR_NS = 3600 * 10**9
+#: Near words are sought among so many machines.
+_MAX_NEAR = 1000
 _MAX_TRIGGERS = 100_000
 Facts = Sequence[TraceFacts | None]
 Path = tuple[Part, ...]
@@ -48,12 +51,22 @@ def check_fleet(raw: RawScenario, scenario: Scenario, facts: Facts, notes: list[
     if scenario.precision.n_hosts > n_hosts:
         raw.fault(("precision", "hosts"), f"{scenario.precision.n_hosts} hosts are more than the "
                   f"{n_hosts} there are")
-    if scenario.fleet is not None:
+    n_guests = sum(_expected_guests(workload, scenario.horizon_ns)
+                   for workload in scenario.workloads)
+    if n_guests > MAX_GUESTS and not raw.is_doubtful("horizon"):
+        raw.fault(("workloads",), f"{n_guests} guests are expected within the horizon; at most "
+                  f"{MAX_GUESTS}", at_key=True)
+    if scenario.fleet is not None and scenario.fleet.incidents:
         machines = {name for host in scenario.hosts for name in host.names} \
             if n_hosts <= MAX_HOSTS else set()
         for index, incident in enumerate(scenario.fleet.incidents):
             _check_incident(raw, _incident_path(raw, index, incident), incident, scenario,
                             machines, n_hosts)
+
+
+def _expected_guests(workload: WorkloadSpec, horizon_ns: int) -> int:
+    draw = workload.draw
+    return 0 if draw is None else draw.count + int(draw.arrivals_per_hour * horizon_ns / _HOUR_NS)
 
 
 def _check_machines(raw: RawScenario, hosts: Sequence[HostSpec]) -> None:
@@ -62,7 +75,7 @@ def _check_machines(raw: RawScenario, hosts: Sequence[HostSpec]) -> None:
         raw.fault(("hosts",), f"{n_hosts} hosts; at most {MAX_HOSTS}", at_key=True)
         return
     owner: dict[str, str] = {}
-    for index, host in enumerate(hosts):
+    for index, host in enumerate(hosts if len(hosts) > 1 else ()):
         for name in host.names:
             if owner.setdefault(name, host.name) != host.name:
                 raw.fault(("hosts", index, "name"),
@@ -119,15 +132,13 @@ def _incident_path(raw: RawScenario, index: int, incident: IncidentSpec) -> Path
 
 
 def _check_incident(raw: RawScenario, at: Path, incident: IncidentSpec, scenario: Scenario,
-                    machines: Iterable[str], n_hosts: int) -> None:
+                    machines: Collection[str], n_hosts: int) -> None:
     if incident.at_ns >= scenario.horizon_ns and not raw.is_doubtful("horizon"):
         raw.fault((*at, "at"), f"{format_duration(incident.at_ns)} is not before the end of the "
                   f"simulation, {format_duration(scenario.horizon_ns)}")
     if incident.host and machines and incident.host not in machines:
-        kind = next((host for host in scenario.hosts if host.name == incident.host), None)
-        hint = (f"; its machines are {kind.names[0]} to {kind.names[-1]}" if kind
-                else did_you_mean(incident.host, machines))
-        raw.fault((*at, "host"), f"no machine is named {incident.host!r}{hint}")
+        raw.fault((*at, "host"), f"no machine is named {incident.host!r}"
+                  f"{_machine_hint(incident.host, scenario.hosts, machines)}")
     if incident.kind != "migrate" and incident.n_hosts > n_hosts:
         raw.fault((*at, "hosts"), f"{incident.n_hosts} hosts are more than the {n_hosts} there are")
     if incident.kind == "pressure":
@@ -137,6 +148,17 @@ def _check_incident(raw: RawScenario, at: Path, incident: IncidentSpec, scenario
         if sizes and incident.bytes > max(sizes):
             raw.fault((*at, "memory"), f"{format_size(incident.bytes)} is more than any such host "
                       f"has for guests, {format_size(max(sizes))}")
+
+
+def _machine_hint(name: str, hosts: Sequence[HostSpec], machines: Collection[str]) -> str:
+    for host in hosts:
+        if host.name == name:
+            return f"; its machines are {host.names[0]} to {host.names[-1]}"
+    if len(machines) <= _MAX_NEAR:
+        return did_you_mean(name, machines)
+    spans = [f"{host.names[0]} to {host.names[-1]}" if host.count > 1 else host.name
+             for host in hosts[:12]]
+    return f"; known: {', '.join(spans)}"
 
 
 def check_arrivals(raw: RawScenario, scenario: Scenario, table: ArrivalFacts,
@@ -152,7 +174,7 @@ def check_arrivals(raw: RawScenario, scenario: Scenario, table: ArrivalFacts,
                   "one this scenario was resolved with")
     end_ns = arrivals.from_ns + int(scenario.horizon_ns * arrivals.speed)
     if (table.last_ns < arrivals.from_ns or table.first_ns >= end_ns) \
-            and not raw.is_doubtful("horizon"):
+            and not raw.is_doubtful("horizon") and not raw.is_doubtful(*at):
         raw.fault(
             (*at, "from_ns" if is_resolved else "from"),
             f"no row of the table comes within the horizon: its rows are from "
@@ -172,7 +194,7 @@ def _clock(n_ns: int) -> str:
                           ("s", 10**9), ("ms", 10**6)):
         if n_ns and n_ns % unit_ns == 0:
             return f"{n_ns // unit_ns}{unit}"
-    return f"{n_ns}ns"
+    return f"{n_ns}ns" if n_ns else "0s"
 
 
 # ---- timings of policies --------------------------------------------------------------------

@@ -138,6 +138,10 @@ def _workloads(sources: Sequence[Source], fleet: FleetFacts | None) -> list[str]
             if not source.is_advised:
                 lines.append("    mergeable: all                # nothing was advised when "
                              "captured: as if all were")
+    lines += ["    # count: 100                  # with placement: first-fit and a horizon such as "
+              "1d above:",
+              "    #                             # a hundred guests drawn like these, on hosts "
+              "with a count"]
     if labels:
         shown = [f"{clean(key)} ({', '.join(clean(value, 24) for value in values[:4])}"
                  + (", ...)" if len(values) > 4 else ")") for key, values in labels.items()]

@@ -273,7 +273,7 @@ def _words(model: type[Strict], fault: Any, path: tuple[Part, ...], raw: RawScen
         expected = _EXPECTED.get(key, str(context.get("expected", "")))
         hint = ""
         if isinstance(given, str):
-            words = [word for word in re.findall(r"[a-z]{3,}", expected) if word != "after"]
+            words = [word for word in re.findall(r"[a-z][a-z-]{2,}", expected) if word != "after"]
             close = difflib.get_close_matches(given.casefold()[:80], words, n=1)
             hint = f"; did you mean {close[0]!r}?" if close and close[0] != given else ""
         return f"expected {expected}, got {what_is(given)}{hint}"
@@ -287,7 +287,9 @@ def _words(model: type[Strict], fault: Any, path: tuple[Part, ...], raw: RawScen
     if kind in ("int_type", "int_from_float"):
         return f"expected a whole number, got {what_is(given)}"
     if kind in ("list_type", "tuple_type"):
-        hint = f"; write [{given}]" if isinstance(given, str | int | float) else ""
+        is_entry = isinstance(given, str | int | float) and (
+            key in _EXPECTED or _model_at(model, path) is None)
+        hint = f"; write [{given}]" if is_entry else ""
         return f"expected a list, got {what_is(given)}{hint if len(hint) < 80 else ''}"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         owner = _model_at(model, path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.scenario.schema import alternatives_of, json_schema, type_of
+from planner.measures import METRICS
+from planner.scenario.schema import alternatives_of, json_schema, measure_text, type_of
 
 __all__ = ["reference_markdown"]
 
@@ -17,11 +18,22 @@ Schema for editors, `planner init TRACE` writes a first file with comments, `pla
 names every fault at once with line and column, and `planner check --resolved FILE` shows every
 default. Unknown keys are faults. Folders of traces and files are relative to the scenario.
 
-Sizes (`512GiB`, `24 GB`), durations (`15min`, `1h 30min`) and shares (`8%`) carry their unit.
-Knobs of the kernel are bare numbers with the kernel's own names. `--set KEY=VALUE` of `planner run`
-replaces a value, with the names of hosts, workloads and policies in the path:
-`policies.ksmd-fast.merge.ksmd.pages_to_scan=4000`. Terms: [glossary](glossary.md); examples:
+Sizes (`512GiB`, `24 GB`), durations (`15min`, `1h 30min`), shares (`8%`), rates (`50/h`) and
+prices (`0.24/kWh`) carry their unit. Knobs of the kernel and of controllers are bare numbers with
+their own names. `--set KEY=VALUE` of `planner run` replaces a value, with the names of hosts,
+workloads and policies in the path: `policies.ksmd-fast.merge.ksmd.pages_to_scan=4000`, or the
+position from 0: `hosts[0].memory=1TiB`. `sweep` tries several values at such paths, every
+combination as a case of its own. Terms: [glossary](glossary.md); examples:
 [quickstart](../scenarios/quickstart.yaml), [containers](../scenarios/containers.yaml).
+
+There are two kinds of scenario. A *replay* has the captured guests as they are, each on the host
+its workload names, for as long as was captured. A *fleet* draws any number of guests like the
+captured ones and places them: a scenario is one as soon as it says `placement` (but
+`as-recorded`), `overcommit`, `confidence`, `arrivals`, `incidents` or `migration_rate`, has a host
+with a `count` above 1, or a workload with `arrivals`, `share`, `lifetime`, `start`, `memory`,
+`fill` or `huge_pages`. In a fleet every workload says how many guests it has (`count`, `arrivals`
+or `share`), none names a host, and `horizon` is a time. Braces within a list need quotes:
+`domain: [ci, "tenant-{1..30}"]`.
 """
 
 
@@ -30,14 +42,21 @@ def reference_markdown() -> str:
     schema = json_schema()
     parts = [_HEAD]
     _add_sections(schema, schema, [], parts)
+    parts.append("\n".join([
+        "## Metrics", "",
+        "What `require.metric` may name, of one policy in one replicate.", "",
+        "| metric | what it is | good side |", "|---|---|---|",
+        *(f"| {_code(name)} | {_text(measure_text(measure))} | "
+          f"{'more' if measure.is_more_better else 'less'} |" for name, measure in METRICS.items()),
+        ""]))
     return "\n".join(parts)
 
 
 def _add_sections(schema: dict[str, Any], node: dict[str, Any], path: list[str],
                   parts: list[str]) -> None:
     """The section of a node, one table for each kind of mapping, then those of its keys."""
-    mappings = [each for each in alternatives_of(schema, node) if "properties" in each]
-    if not mappings:
+    mappings = [each for each in alternatives_of(schema, node) if each.get("properties")]
+    if not mappings or "x-as" in node:
         return
     lines = [f"## {_code('.'.join(path)) if path else 'The file'}", ""]
     if path:
@@ -58,6 +77,8 @@ def _table(schema: dict[str, Any], mapping: dict[str, Any]) -> list[str]:
     lines = ["| key | what it says | type | default |", "|---|---|---|---|"]
     for name, key in mapping["properties"].items():
         text = _text(key["description"])
+        if "x-as" in key:
+            text += f" Keys: as {_code(key['x-as'])}."
         if "examples" in key:
             text += f" Example: {', '.join(_code(_yaml(value)) for value in key['examples'])}."
         if "x-kernel-file" in key:

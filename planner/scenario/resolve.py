@@ -269,8 +269,8 @@ class _Resolver:
         self.notes.append(f"{fleet.path}: {len(fleet.hosts)} host(s); {len(used)} captured "
                           "guest(s) take labels from it")
         if n_other:
-            self.notes.append(f"{n_other} listed guest(s) were not captured: not used in this "
-                              "version, which replays captured guests only")
+            self.notes.append(f"{n_other} listed guest(s) were not captured: not used, as nobody "
+                              "knows what is in their memory")
         if n_twice:
             self.notes.append(f"{n_twice} listed guest(s) share a name: not used, as it is open "
                               "which is meant")

@@ -8,13 +8,16 @@ the kernel's own names; everything else carries a unit (`planner.units`).
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from planner.errors import UsageError
+from planner.measures import METRICS, Measure
 from planner.scenario.schema_fleet import (
     ArrivalsModel,
     DomainsModel,
@@ -40,7 +43,8 @@ from planner.scenario.schema_values import (
     Text,
 )
 
-__all__ = ["ScenarioDocument", "alternatives_of", "describe", "json_schema", "type_of"]
+__all__ = ["ScenarioDocument", "alternatives_of", "describe", "json_schema", "measure_text",
+           "type_of"]
 
 
 class OutputModel(Strict):
@@ -166,6 +170,11 @@ class ScenarioDocument(Strict):
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the form people write, with a description per key."""
+    return copy.deepcopy(_schema())
+
+
+@functools.cache
+def _schema() -> dict[str, Any]:
     schema = _without_null(ScenarioDocument.model_json_schema(by_alias=True))
     assert isinstance(schema, dict)
     for definition in schema["$defs"].values():
@@ -198,7 +207,7 @@ def describe(key_path: str) -> str:
     List positions and names are left out (`policies[0].merge` is read as `policies.merge`);
     an empty path describes the whole file. Raises UsageError for an unknown key.
     """
-    schema = json_schema()
+    schema = _schema()
     parts = [part for part in re.sub(r"\[[^\]]*\]", "", key_path).split(".") if part]
     node: dict[str, Any] = schema
     for position, part in enumerate(parts):
@@ -224,6 +233,10 @@ def describe(key_path: str) -> str:
             lines.append("  required")
     if "examples" in node:
         lines.append(f"  example: {', '.join(map(str, node['examples']))}")
+    if node.get("x-type") == "metric":
+        width = max(map(len, METRICS))
+        lines.append("  metrics:")
+        lines += [f"    {name:{width}}  {measure_text(METRICS[name])}" for name in METRICS]
     if "x-kernel-file" in node:
         lines.append(f"  kernel file: {node['x-kernel-file']}")
     keys = _properties(schema, node)
@@ -232,6 +245,13 @@ def describe(key_path: str) -> str:
         width = max(map(len, keys))
         lines += [f"    {key:{width}}  {keys[key].get('description', '')}" for key in keys]
     return "\n".join(lines)
+
+
+def measure_text(measure: Measure) -> str:
+    """What a metric is, what its bounds are written in, and what a share is a share of."""
+    unit = {"bytes": "a size", "ns": "a duration", "count": "a count", "ratio": "a number"}
+    share = " or a share" if measure.whole_column else ""
+    return f"{measure.text} ({unit[measure.unit]}{share})"
 
 
 def alternatives_of(schema: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from planner.scenario.schema_values import (
 )
 
 __all__ = [
+    "MAX_GUESTS",
     "MAX_HOSTS",
     "ArrivalsModel",
     "DomainsModel",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 MAX_HOSTS = 100_000
-_MAX_GUESTS = 10_000_000
+MAX_GUESTS = 10_000_000
 
 
 def _mergeable(value: object) -> object:
@@ -154,9 +155,13 @@ class LifetimeModel(Strict):
     """How long guests live: log-normal, by its median and 95th percentile."""
 
     median: PositiveDuration = Field(
-        title="Median", description="Half of the guests live longer than this.")
+        title="Median", description="Half of the guests live longer than this.",
+        json_schema_extra={"examples": ["9h"]},
+    )
     p95: PositiveDuration = Field(
-        title="95th percentile", description="One guest in twenty lives longer than this.")
+        title="95th percentile", description="One guest in twenty lives longer than this.",
+        json_schema_extra={"examples": ["3d"]},
+    )
 
 
 class WorkloadModel(Strict):
@@ -176,7 +181,7 @@ class WorkloadModel(Strict):
         "guest's name. Default all.",
     )
     count: int | None = Field(
-        default=None, ge=1, title="Number of guests",
+        default=None, ge=1, le=MAX_GUESTS, title="Number of guests",
         description="Replayed: take the first guests by id; default all selected. Drawn: so many "
         "guests run at the start.",
     )
@@ -203,6 +208,7 @@ class WorkloadModel(Strict):
         default=None, title="Memory of a guest",
         description="Memory of each drawn guest, at least what was captured; default as captured, "
         "or as the arrival table says.",
+        json_schema_extra={"examples": ["4GiB"]},
     )
     fill: Literal["private", "proportional", "none"] = Field(
         default="private", title="Memory beyond the capture",
@@ -212,6 +218,7 @@ class WorkloadModel(Strict):
     huge_pages: Share | None = Field(
         default=None, title="Huge pages",
         description="Share of the guests' memory in transparent huge pages; default as captured.",
+        json_schema_extra={"examples": ["40%"]},
     )
     domain: DomainChoice | None = Field(
         default=None, title="Security domain",
@@ -278,7 +285,8 @@ class ArrivalsModel(Strict):
     )
     speed: Number = Field(
         default=1.0, title="Speed",
-        description="How many times as fast as in the table guests come; lifetimes stay.",
+        description="How many times as fast as the table's clock time passes: guests come, and "
+        "go, the faster.",
     )
     limit: int | None = Field(
         default=None, ge=1, title="Most guests",
@@ -308,14 +316,16 @@ class PressureModel(AffectedModel):
     """Memory that is needed otherwise."""
 
     memory: Size = Field(
-        title="Memory", description="How much of each host's memory is needed otherwise.")
+        title="Memory", description="How much of each host's memory is needed otherwise.",
+        json_schema_extra={"examples": ["64GiB"]},
+    )
 
 
 class MigrateModel(Strict):
     """Guests on the move."""
 
     guests: int = Field(
-        ge=1, le=_MAX_GUESTS, title="Number of guests",
+        ge=1, le=MAX_GUESTS, title="Number of guests",
         description="How many drawn guests move to another host, one after another.",
     )
     at: Duration = Field(title="Time", description="When it happens, from the start.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
+from planner.measures import METRICS
 from planner.scenario.schema_rates import (
     CpuPrice,
     ElectricityPrice,
@@ -16,7 +17,6 @@ from planner.scenario.schema_rates import (
 )
 from planner.scenario.schema_values import (
     Confidence,
-    Name,
     PositiveShare,
     Share,
     Strict,
@@ -48,6 +48,7 @@ class PrecisionModel(Strict):
         default=None, title="Wanted error",
         description="Standard error of the fleet's total saving; the sample is chosen for it. "
         "Default: none, every page of every host but for what is given here.",
+        json_schema_extra={"examples": ["1%"]},
     )
     contents: PositiveShare | None = Field(
         default=None, title="Share of contents",
@@ -75,6 +76,20 @@ PrecisionChoice = Annotated[
 ]
 
 
+def _currency(value: str) -> str:
+    if len(value) > 8:
+        raise ValueError(f"{value[:64]!r} is too long for a currency; write EUR")
+    return value
+
+
+Currency = Annotated[
+    Text,
+    AfterValidator(_currency),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 8, "x-type": "text",
+                    "examples": ["EUR"]}),
+]
+
+
 class HostCostsModel(Strict):
     """What a host costs."""
 
@@ -91,7 +106,7 @@ class HostCostsModel(Strict):
 class CostsModel(Strict):
     """Prices; what is not given is not told."""
 
-    currency: Name = Field(
+    currency: Currency = Field(
         default="EUR", title="Currency", description="Currency of all prices.")
     host: HostCostsModel = Field(
         default=HostCostsModel(), title="Hosts", description="Price, service life and power of "
@@ -131,9 +146,11 @@ class RequireModel(Strict):
 
     policy: Text = Field(
         title="Policy", description="Name of the policy that must fulfil it.")
-    metric: Text = Field(
-        title="Metric", description="What is required: a metric such as saved, merge_cpu, "
-        "cross_domain_pages or unmerge_headroom.")
+    metric: Annotated[
+        Text, WithJsonSchema({"enum": list(METRICS), "x-type": "metric", "examples": ["saved"]}),
+    ] = Field(
+        title="Metric", description="What is required; planner schema require.metric lists all.",
+    )
     at_least: Bound | None = Field(
         default=None, title="Lower bound", description="The least it may be, in the unit of the "
         "metric, or as a share of its whole.")

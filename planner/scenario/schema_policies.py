@@ -240,11 +240,13 @@ class SyncModel(Strict):
         default=None, title="Longest call",
         description="The caller stops after this time and goes on where it stopped at the next "
         "trigger. Default: no limit.",
+        json_schema_extra={"examples": ["250ms"]},
     )
     stagger: PositiveDuration | None = Field(
         default=None, title="Stagger",
         description="Guests whose triggers come at one time are called this much apart. Default: "
         "one straight after the other.",
+        json_schema_extra={"examples": ["10ms"]},
     )
     advisor: SyncAdvisorModel | None = Field(
         default=None, title="Advisor",

@@ -53,16 +53,23 @@ def _matched(pattern: re.Pattern[str], value: object, kind: str, example: str) -
     return match
 
 
+def _size(text: str, value: object, kind: str, example: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise ValueError(f"{what_is(value)} is not {kind}; write {example}") from None
+
+
 def _arrival_rate(value: object) -> float:
     number, unit = _matched(_RATE, value, "a rate", "50/h").groups()
     if float(number) == 0:
         raise ValueError("must be more than none an hour; leave the key out for no arrivals")
-    return float(number) * _HOUR_S / _TIMES_S[unit]
+    return float(number) * (_HOUR_S / _TIMES_S[unit])
 
 
 def _byte_rate(value: object) -> int:
     match = _matched(_PER_SECOND, value, "a speed", "1.25GB/s")
-    speed = parse_size(match[1])
+    speed = _size(match[1], value, "a speed", "1.25GB/s")
     if speed == 0:
         raise ValueError("must be faster than nothing a second")
     return speed
@@ -70,7 +77,7 @@ def _byte_rate(value: object) -> int:
 
 def _byte_yield(value: object) -> int:
     size, unit = _matched(_CORE, value, "a saving for CPU time", "1GiB/core-s").groups()
-    found = parse_size(size) // _TIMES_S[unit]
+    found = _size(size, value, "a saving for CPU time", "1GiB/core-s") // _TIMES_S[unit]
     if found == 0:
         raise ValueError(f"{what_is(value)} is less than a byte a CPU second")
     return found
@@ -80,7 +87,7 @@ def _cpu_price(value: object) -> float:
     number, unit = _matched(_CORE, value, "a price of CPU time", "0.011/core-hour").groups()
     if not re.fullmatch(_NUMBER, number, re.ASCII):
         raise ValueError(f"{what_is(value)} is not a price of CPU time; write 0.011/core-hour")
-    return float(number) * _HOUR_S / _TIMES_S[unit]
+    return float(number) * (_HOUR_S / _TIMES_S[unit])
 
 
 def _electricity_price(value: object) -> float:

@@ -289,7 +289,7 @@ class ResolvedPrecision(Strict):
 class ResolvedCosts(Strict):
     """See CostsSpec."""
 
-    currency: Name
+    currency: Text
     host_price: Finite | None = None
     host_lifetime_ns: Positive | None = None
     host_power_w: Finite | None = None

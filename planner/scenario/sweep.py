@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections import Counter
@@ -14,7 +15,7 @@ from planner.scenario.load import RawScenario, read_scenario
 from planner.scenario.nodes import Found, Node, Place, Stop, build_nodes, child_of, plain_of
 from planner.scenario.overrides import replaced
 from planner.scenario.resolve import ArrivalsOf, FactsOf, FleetOf, attempt, resolve
-from planner.scenario.spec import FleetFacts, Scenario, TraceFacts
+from planner.scenario.spec import Scenario
 
 __all__ = ["Case", "cases_of", "load_cases"]
 
@@ -65,20 +66,9 @@ def cases_of(
         raw.fault(("sweep",), f"{n_cases} cases; at most {_MAX_CASES}, so sweep fewer values",
                   at_key=True)
         raise raw.error()
-    seen: dict[str, TraceFacts] = {}
-    lists: dict[str, FleetFacts] = {}
-
-    def facts_once(trace: Path) -> TraceFacts:
-        if str(trace) not in seen:
-            seen[str(trace)] = facts_of(trace)
-        return seen[str(trace)]
-
-    def fleet_once(inventory: Path) -> FleetFacts:
-        assert fleet_of is not None
-        if str(inventory) not in lists:
-            lists[str(inventory)] = fleet_of(inventory)
-        return lists[str(inventory)]
-
+    facts_once = functools.cache(facts_of)
+    fleet_once = None if fleet_of is None else functools.cache(fleet_of)
+    arrivals_once = None if arrivals_of is None else functools.cache(arrivals_of)
     cases: list[Case] = []
     faults: list[tuple[str, list[Found]]] = []
     errors: list[DataError] = []
@@ -88,7 +78,7 @@ def cases_of(
         name = ", ".join(texts)
         case, found = _with_values(raw, base, combination)
         scenario, error, case_notes = attempt(
-            case, facts_once, None if fleet_of is None else fleet_once, arrivals_of) \
+            case, facts_once, fleet_once, arrivals_once) \
             if case is not None else (None, None, [])
         found += case.found if case is not None else []
         faults.append((name, found))

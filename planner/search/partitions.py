@@ -15,7 +15,10 @@ import numpy.typing as npt
 
 from planner.errors import UsageError
 from planner.kernels import sharing as kernels
+from planner.ksm.cost import BUILTIN_UNMEASURED, CostModel
+from planner.search.cost import pass_cost
 from planner.search.sharing import Sharing
+from planner.units import format_duration
 
 __all__ = ["EXHAUSTIVE_MEMBERS", "Constraints", "Partitioning", "frontier"]
 
@@ -39,17 +42,21 @@ class Constraints:
     `alone`: members that join nobody. `apart`: pairs of members never in one group.
     `most_exposed_pairs`: unordered pairs of distinct domains that share a group; None for any.
     `most_saved_frames`: no more merged frames than could be unmerged again; None for any.
+    `most_merge_ns`: CPU time of the pass that merges everything, by `cost`; None for any.
     """
 
     alone: frozenset[int] = frozenset()
     apart: frozenset[tuple[int, int]] = frozenset()
     most_exposed_pairs: int | None = None
     most_saved_frames: int | None = None
+    most_merge_ns: int | None = None
+    cost: CostModel = BUILTIN_UNMEASURED
 
 
 @dataclass(frozen=True, slots=True)
 class Partitioning:
-    """Members in groups (ascending), the mean saving over the moments, and exposure."""
+    """Members in groups (ascending), the mean saving over the moments on all machines, and
+    exposure."""
 
     groups: Groups
     saved_frames: float
@@ -126,7 +133,8 @@ class _Search:
         saved = self._own + int(self._weight @ np.maximum(n_holders - 1, 0).sum(axis=1))
         groups = tuple(sorted(tuple(np.flatnonzero(label == group).tolist())
                               for group in np.unique(label)))
-        return Partitioning(groups, saved / self._sharing.n_moments, self._exposure(label))
+        scale = self._sharing.scale / self._sharing.n_moments
+        return Partitioning(groups, saved * scale, self._exposure(label))
 
     def may(self, label: npt.NDArray[np.int64]) -> bool:
         """No two members of a group must stay apart."""
@@ -141,6 +149,12 @@ class _Search:
         if most is not None and item.saved_frames > most:
             return (f"{item.saved_frames:.0f} frames are merged, and only {most} could be "
                     "unmerged")
+        longest_ns = self._constraints.most_merge_ns
+        if longest_ns is not None:
+            merge_ns = pass_cost(self._sharing, item.groups, self._constraints.cost).merge_ns
+            if merge_ns > longest_ns:
+                return (f"merging takes {format_duration(merge_ns)} of CPU time, at most "
+                        f"{format_duration(longest_ns)} may be")
         return ""
 
     def greedy(self) -> list[Partitioning]:

@@ -198,8 +198,9 @@ class _Run:
         place_in_list = len(self._incidents)
         self._incidents.append(Incident("migrate", start_ns, host, 0))
         for guest in chosen:
-            is_here = self._fleet.host[guest] >= 0 and guest not in self._moving
-            is_moved = is_here and (yield from self._move(guest))
+            if self._fleet.host[guest] < 0 or guest in self._moving:
+                continue
+            is_moved = yield from self._move(guest)
             n_moved += is_moved
             n_left += not is_moved and bool(self._fleet.host[guest] >= 0)
             self._incidents[place_in_list] = Incident("migrate", start_ns, host, n_moved, n_left)

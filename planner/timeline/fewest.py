@@ -58,7 +58,7 @@ class _Attempt:
                  sketches: Sketches | None, n_hosts: int) -> None:
         fleet = Fleet(policy, requests, [room] * n_hosts, charge, sketches)
         last_ns = int(requests.start_ns[-1]) + 1 if len(requests) else 0
-        self.is_enough = fleet.run_until(last_ns) == 0
+        self.is_enough = fleet.has_room_until(last_ns)
         self.n_used = fleet.n_used
 
 

@@ -63,5 +63,5 @@ def residual_lives(duration_ns: I64, censored_ns: I64, uniform: F64) -> I64:
         return np.full(len(censored_ns), FOREVER_NS, np.int64)
     before = np.concatenate([[1.0], alive])[np.searchsorted(times, censored_ns, side="right")]
     at = np.searchsorted(-alive, -uniform * before, side="left")
-    lives: I64 = np.maximum(np.append(times, FOREVER_NS)[at], censored_ns + 1)
+    lives: I64 = np.append(times, FOREVER_NS)[at]
     return lives

@@ -159,7 +159,11 @@ class Fleet:
 
     def run_until(self, until_ns: int) -> int:
         """Arrivals before and departures up to this time; returns how many found no room."""
-        return int(placing.run_until(self._state, self._weight, until_ns))
+        return int(placing.run_until(self._state, self._weight, until_ns, len(self._state.need)))
+
+    def has_room_until(self, until_ns: int) -> bool:
+        """Whether all arrivals before this time find room; stops at the first that does not."""
+        return int(placing.run_until(self._state, self._weight, until_ns, 0)) == 0
 
     def choose(self, guest: int, except_host: int = -1) -> int:
         """The host that the policy gives a guest, -1 where none has room."""

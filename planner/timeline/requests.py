@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,10 @@ def draw_requests(scenario: Scenario, captured_bytes: Sequence[int], replicate: 
 
     `captured_bytes`: per workload the memory of a captured guest. `arrivals`: the table of
     `scenario.fleet.arrivals`; None where the scenario has none. Lives count from a guest's own
-    start, also for those that are there at the start. Guests of equal start are in the order:
-    workloads' `count`, workloads' Poisson arrivals, the table's rows.
+    start, also for those that are there at the start. A row of the table has the row's memory and
+    life, and if the record ended before the guest did, a life beyond that (`lifetimes`); only
+    where the table knows no end at all the workload's `lifetime` says it. Guests of equal start
+    are in the order: workloads' `count`, workloads' Poisson arrivals, the table's rows.
 
     Raises DataError where the scenario asks for a table and none is given, where no row of it
     can be used, where nobody comes at all, and where two guests would have one name.
@@ -192,10 +195,14 @@ class _Rows:
 
     def _lives(self, workload: WorkloadSpec, draw: DrawSpec) -> I64:
         """Of every row of the table, on the simulation's clock."""
-        table, is_open = self._table, self._table.is_censored
-        if is_open.all():
-            return log_normal(draw.lifetime, len(table),
+        if self._table.is_censored.all():
+            return log_normal(draw.lifetime, len(self._table),
                               self._stream(f"lifetimes of {workload.name}"))
+        return self._recorded_lives
+
+    @cached_property
+    def _recorded_lives(self) -> I64:
+        table, is_open = self._table, self._table.is_censored
         lives = table.duration_ns.copy()
         lives[is_open] = residual_lives(table.duration_ns[~is_open], table.censored_ns[is_open],
                                         self._stream("lifetimes").random(len(table))[is_open])
