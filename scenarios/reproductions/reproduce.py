@@ -119,8 +119,33 @@ def xlh() -> Iterator[Figure]:
                  at_once["time_to_90_ns"] / SECOND / 60, "min")
 
 
+def upm() -> Iterator[Figure]:
+    """Sixteen of a kind, each merged when it starts."""
+    kinds = (
+        ("16 small Python services", []),
+        ("16 VMs of one image", ["workloads.0.trace=../../traces/qemu-guests",
+                                 "workloads.0.select={role: redis}"]),
+    )
+    for text, overrides in kinds:
+        rows, _ = run("upm", *overrides)
+        row = rows["at-start"]
+        yield Figure("UPM", f"less memory, {text} (up to)", 55.0, 100 * row["saved_share"], "%")
+        share = (row["saved_bytes"] + row["saved_zero_bytes"]) / row["guest_memory_bytes"]
+        yield Figure("UPM", f"with zero pages, {text}", 55.0, 100 * share, "%")
+
+
+def para_ksm() -> Iterator[Figure]:
+    """The share of a core that ksmd takes, at the bounds of ksmtuned and under it."""
+    rows, _ = run("para-ksm")
+    for name, text in (("most", "2048 pages every 20 ms"), ("least", "64 pages every 20 ms"),
+                       ("ksmtuned", "ksmtuned")):
+        row = rows[name]
+        yield Figure("Para-ksm", f"of one core, {text}", 48.2, 100 * row["merge_cpu_share"], "%")
+
+
 ALL: dict[str, Callable[[], Iterator[Figure]]] = {
-    "cmd": cmd, "barker": barker, "smart-scan": smart_scan, "instagram": instagram, "xlh": xlh}
+    "cmd": cmd, "barker": barker, "smart-scan": smart_scan, "instagram": instagram, "xlh": xlh,
+    "upm": upm, "para-ksm": para_ksm}
 
 
 def table(figures: list[Figure]) -> str:
