@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import planner
 import synthesise
+
+import planner
 
 HERE = Path(__file__).resolve().parent
 GIB = 1 << 30
