@@ -89,7 +89,9 @@ class FleetHost:
     comes twice is two guests.
 
     `content_hash` u64: the trace's hash of each content, empty for drawn hosts, whose contents
-    may be nobody's. `content_share`: the share of all pages that the arrays hold a sample of.
+    may be nobody's. `content_share`: the share of all pages that the arrays hold a sample of. A
+    page that is there, but no part of the sample for now, has the content -3
+    (`planner.ksm.records.UNSEEN`).
     `content_group` u8 (0..31): a random number of each content, the same on every host, by which
     a sample can be divided; empty where nothing was sampled.
     """
@@ -324,8 +326,10 @@ class _Replay:
             node[at[is_new]] = np.maximum(rows.numa_node[followed][is_new], 0)
             at = at[is_new]
             region = index.of(vpn[at])
-            class_of[at] = np.array([host.class_id(guest, r.labels) for r in index.regions]
-                                    + [host.class_id(guest, {})], np.int32)[region]
+            ids = [host.class_id(guest, r.labels) for r in index.regions]
+            if (region < 0).any():
+                ids.append(host.class_id(guest, {}))  # index -1
+            class_of[at] = np.array(ids, np.int32)[region]
             eligible[at] = np.array([_is_eligible(workload.mergeable, r.flags)
                                      for r in index.regions] + [False], np.uint8)[region]
         bounds = (int(vpn[0]), int(vpn[-1]) + 1) if len(vpn) else (0, 0)

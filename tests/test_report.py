@@ -23,7 +23,7 @@ from planner.metrics import Result
 from planner.report import render_html, render_json, render_text
 from planner.report.chart_base import look
 from planner.report.charts import charts, frontier, shortfall_bytes
-from planner.report.facts import Strategy, best, clean, distinct, gather, verdict
+from planner.report.facts import Strategy, best, clean, distinct, gather
 from planner.report.page import script_json
 from planner.report.sections import MAX_PARTITIONS
 from planner.report.series import (
@@ -36,6 +36,7 @@ from planner.report.series import (
     read_samples,
 )
 from planner.report.text import render_trace_info
+from planner.report.verdict import verdict
 from planner.trace import open_trace
 from planner.traceinfo import trace_info
 from tests.report_data import HORIZON_NS, MIB, POLICIES, make_details, make_result

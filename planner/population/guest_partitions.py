@@ -56,6 +56,8 @@ def guest_partitions(population: Population, scenario: Scenario, requests: Reque
     mapped = partition_classes(
         _labels_only(scenario, [guest for _, guest in models],
                      [each for some in classes for each in some]), policy)
+    used = [np.isin(np.arange(len(each.class_labels)), each.site_class[each.site_eligible != 0])
+            for each in population.templates]
     ends = np.cumsum([len(some) for some in classes])
     partition = np.full(len(models), -1, np.int64)
     is_own = np.zeros(len(models), bool)
@@ -63,7 +65,8 @@ def guest_partitions(population: Population, scenario: Scenario, requests: Reque
     variants: dict[tuple[int, bytes], tuple[int, npt.NDArray[np.bool_]]] = {}
     for index, ((number, _), some, end) in enumerate(zip(models, classes, ends, strict=True)):
         of_class = mapped.of_class[end - len(some):end]
-        included = of_class >= 0
+        # Classes without a page that may merge have no say.
+        included = (of_class >= 0) & used[number]
         found = np.unique(of_class[included])
         if len(found) > 1:
             return None

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.fleet import FleetGuest, FleetHost, FleetMm, SiteClass, random_stream
+from planner.kernels.ksmstate import UNSEEN
 from planner.population.guests import drawn_guest, guest_key, guests_of, lives_of, mix64
 from planner.population.model import ContentKind, Contents, Population, Template
 from planner.population.sample import (
@@ -42,7 +43,8 @@ Table = dict[str, list[npt.NDArray[Any]]]
 _HUGE_SHIFT = 9  # 512 pages of 4 KiB are a huge page
 _HUGE_PAGES = 1 << _HUGE_SHIFT
 _GROUP_SHIFT = np.uint64(59)
-#: Codes of contents while a host is built: absent -1, common below this, private from it on.
+#: Codes of contents while a host is built: negative ones as in FleetHost, common ones below this,
+#: private ones from it on.
 _PRIVATE_BASE = 1 << 60
 #: More passes through a capture than any life has.
 _PASSES = 1 << 24
@@ -149,8 +151,8 @@ class _Pages:
 class _Arrays:
     """What a host holds so far; `finish` joins the parts and numbers contents densely.
 
-    Contents are coded: -1 absent; below `_PRIVATE_BASE` a common one, `copy * n + content`; from
-    there on private, in the order they were met.
+    Contents are coded: negative as in FleetHost; below `_PRIVATE_BASE` a common one, `copy * n +
+    content`; from there on private, in the order they were met.
     """
 
     contents: Contents
@@ -244,6 +246,7 @@ class _Arrays:
         content = np.full(len(codes), -1, np.int32)
         content[is_common] = dense
         content[is_private] = codes[is_private] - (_PRIVATE_BASE - len(commons))
+        content[codes == UNSEEN] = UNSEEN
         copy, index = np.divmod(commons, max(len(self.contents), 1))
         bits = content_bits(self.contents, index, copy)
         is_zero = np.zeros(len(commons) + self.n_private, np.uint8)
@@ -283,26 +286,39 @@ def _add_life(arrays: _Arrays, pages: _Pages, place: I64, writes: Walk, first: t
                              np.concatenate([number, writes.after_pass[is_here]]))
     filled = content[:len(pages.fill)]
     content, frame = content[len(pages.fill):], frame[len(pages.fill):]
-    is_held = chosen.is_kept[snapshot, every]
+    # What a page is that is not of the sample.
+    outside = np.where(pages.template.content[:, chosen.site] < 0, -1, UNSEEN)
     _begin(arrays, place,
-           np.concatenate([np.where(is_held, content[:n_chosen], -1), filled]),
+           np.concatenate([np.where(chosen.is_kept[snapshot, every], content[:n_chosen],
+                                    outside[snapshot, every]), filled]),
            np.concatenate([frame[:n_chosen], arrays.new_frames(len(filled))]), start_ns)
     was_kept, is_kept = chosen.is_kept[before, page], chosen.is_kept[after, page]
-    # A page whose new content is not of the sample is written, and leaves then: what the write of
-    # a merged page costs is counted.
-    is_leaver = was_kept & ~is_kept & (pages.template.content[after, chosen.site[page]] >= 0)
-    events = np.sort(np.concatenate([np.flatnonzero(was_kept | is_kept),
-                                     np.flatnonzero(is_leaver)]), kind="stable")
-    is_second = np.append(False, np.diff(events) == 0)[:len(events)]
-    is_there = is_kept[events] | (is_leaver[events] & ~is_second)
-    _add(arrays.events, {
-        "time_ns": (writes.time_ns[is_here] + origin_ns)[events], "site": place[page[events]],
-        "content": np.where(is_there, content[n_chosen:][events], -1),
-        "frame": np.where(is_there, frame[n_chosen:][events], -1)})
+    became = outside[after, page]
+    _write(arrays, writes.time_ns[is_here] + origin_ns, place[page], content[n_chosen:],
+           frame[n_chosen:], became, is_kept=is_kept,
+           is_leaver=was_kept & ~is_kept & (became == UNSEEN),
+           is_told=was_kept | is_kept | (outside[before, page] != became))
     if is_leaving:
         absent = np.full(len(place), -1, np.int64)
         _add(arrays.events, {"time_ns": np.full(len(place), end_ns), "site": np.sort(place),
                              "content": absent, "frame": absent})
+
+
+def _write(arrays: _Arrays, time_ns: I64, site: I64, content: I64, frame: I64, became: I64, *,
+           is_kept: Bools, is_leaver: Bools, is_told: Bools) -> None:
+    """Writes as events, if they are told at all: pages that were never of the sample are not.
+
+    A page whose new content is not of the sample, a leaver, is written and leaves then: so what
+    the write of a merged page costs is counted. `became`: -1 or UNSEEN, what else is not kept.
+    """
+    events = np.sort(np.concatenate([np.flatnonzero(is_told), np.flatnonzero(is_leaver)]),
+                     kind="stable")
+    is_second = np.append(False, np.diff(events) == 0)[:len(events)]
+    is_there = is_kept[events] | (is_leaver[events] & ~is_second)
+    _add(arrays.events, {
+        "time_ns": time_ns[events], "site": site[events],
+        "content": np.where(is_there, content[events], became[events]),
+        "frame": np.where(is_there, frame[events], -1)})
 
 
 def _begin(arrays: _Arrays, place: I64, content: I64, frame: I64, start_ns: int) -> None:
@@ -314,7 +330,7 @@ def _begin(arrays: _Arrays, place: I64, content: I64, frame: I64, start_ns: int)
         return
     absent = np.full(len(order), -1, np.int64)
     _add(arrays.sites, {"content": absent, "frame": absent})
-    is_there = content >= 0
+    is_there = content != -1
     _add(arrays.events, {
         "time_ns": np.full(int(is_there.sum()), start_ns), "site": place[order][is_there],
         "content": content[is_there], "frame": frame[is_there]})

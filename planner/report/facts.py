@@ -1,4 +1,4 @@
-"""What all reports say about a result: safe names, one memory unit, the verdict.
+"""What all reports say about a result: safe names, one memory unit, what is to be preferred.
 
 Names come from captures and scenarios and may hold anything; they leave this module without
 control characters, short, and distinct. Escaping for HTML is the template's part.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planner.escape import MAX_NAME, UNPRINTABLE, clean
-from planner.units import format_count, format_duration, format_share
 
 if TYPE_CHECKING:
     from planner.metrics import Result
@@ -27,7 +26,7 @@ __all__ = [
     "gather",
     "memory_unit",
     "recommended",
-    "verdict",
+    "refused",
 ]
 
 #: A strategy that saves less than this share of guest memory is not worth enabling.
@@ -90,12 +89,16 @@ def memory_unit(largest_bytes: int) -> MemoryUnit:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """One policy: `label` is its name made safe, `row` its row of the summary table."""
+    """One policy: `label` is its name made safe, `row` its row of the summary table.
+
+    `most_cross` is the most pages across domains of any replicate.
+    """
 
     name: str
     label: str
     index: int
     row: Mapping[str, Any]
+    most_cross: int = 0
 
     @property
     def saved_bytes(self) -> int:
@@ -110,8 +113,8 @@ class Strategy:
 
     @property
     def is_safe(self) -> bool:
-        """No merged page has sharers of more than one domain."""
-        return int(self.row["cross_domain_pages"]) == 0
+        """No merged page has sharers of more than one domain, in any replicate."""
+        return max(int(self.row["cross_domain_pages"]), self.most_cross) == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,13 @@ class Facts:
     warnings: tuple[str, ...]
     #: replicates of a fleet, or of a replay with more than one; 1: a single run
     n_replicates: int = 1
+    #: what `planner.planning` made of the replicates (plan.json)
+    plan: Mapping[str, Any] | None = None
+
+    def plan_of(self, strategy: Strategy) -> Mapping[str, Any] | None:
+        """What the plan says of one policy."""
+        return next((each for each in (self.plan or {}).get("policies", ())
+                     if each["policy"] == strategy.name), None)
 
     @property
     def is_measured(self) -> bool:
@@ -143,8 +153,12 @@ def gather(result: Result) -> Facts:
     """Read what every report needs from `result`."""
     rows = result.summary.to_pylist()
     labels = distinct(row["policy"] for row in rows)
-    strategies = tuple(Strategy(row["policy"], labels[row["policy"]], i, row)
-                       for i, row in enumerate(rows))
+    crossed: dict[str, int] = {}
+    found = result.replicates.select(["policy", "cross_domain_pages"]).to_pydict()
+    for policy, n in zip(found["policy"], found["cross_domain_pages"], strict=True):
+        crossed[policy] = max(crossed.get(policy, 0), int(n))
+    strategies = tuple(Strategy(row["policy"], labels[row["policy"]], i, row,
+                                crossed.get(row["policy"], 0)) for i, row in enumerate(rows))
     scenario = result.scenario
     largest = max((max(abs(int(r["saved_bytes"])), int(r["saved_peak_bytes"] or 0),
                        int(r["saved_zero_bytes"])) for r in rows), default=0)
@@ -169,25 +183,8 @@ def gather(result: Result) -> Facts:
         has_validation=bool(result.run["validated"]),
         warnings=tuple(clean(text, 1000) for text in result.run["warnings"]),
         n_replicates=max(int(plan.get("n_replicates", 1)), 1),
+        plan=result.plan,
     )
-
-
-def _saves(facts: Facts, strategy: Strategy) -> str:
-    return (f"{facts.unit.text(strategy.saved_bytes)} "
-            f"({format_share(strategy.saved_share)}) of the "
-            f"{_memory(facts, strategy)} its guests use")
-
-
-def _memory(facts: Facts, strategy: Strategy) -> str:
-    return memory_unit(int(strategy.row["guest_memory_bytes"])).text(
-        int(strategy.row["guest_memory_bytes"]))
-
-
-def _exposure(strategy: Strategy) -> str:
-    text = f"{format_count(int(strategy.row['cross_domain_pages']))} guest pages across domains"
-    sensitive = int(strategy.row["cross_domain_sensitive_pages"])
-    return f"{text}, {format_count(sensitive)} of them with a sensitive domain" if sensitive \
-        else text
 
 
 def best(strategies: Iterable[Strategy]) -> Strategy | None:
@@ -202,64 +199,24 @@ def best(strategies: Iterable[Strategy]) -> Strategy | None:
     return min(near, key=lambda s: (int(s.row["merge_cpu_ns"]), -s.saved_bytes), default=None)
 
 
+def refused(facts: Facts) -> dict[str, str]:
+    """By name the policies that the plan speaks against, with what: a requirement that failed, or
+    money that they lose."""
+    plan = facts.plan or {}
+    found: dict[str, str] = {}
+    for verdict in plan.get("requirements", ()):
+        if not verdict["is_held"]:
+            found.setdefault(verdict["policy"], "requirement")
+    for each in plan.get("policies", ()):
+        net = (each.get("money") or {}).get("net")
+        if net is not None and net < 0:
+            found.setdefault(each["policy"], "money")
+    return found
+
+
 def recommended(facts: Facts) -> Strategy | None:
-    """The best strategy that keeps domains apart, where it saves enough to be enabled."""
-    safe = best(s for s in facts.strategies if s.is_safe)
+    """The best strategy that keeps domains apart, where it saves enough to be enabled and nothing
+    in the plan speaks against it."""
+    against = refused(facts)
+    safe = best(s for s in facts.strategies if s.is_safe and s.name not in against)
     return None if safe is None or safe.saved_share < MIN_SAVED_SHARE else safe
-
-
-def verdict(facts: Facts) -> tuple[str, ...]:
-    """One to three plain sentences: what to enable if anything, at what price, what is unknown."""
-    if not facts.strategies:
-        return ("Nothing was compared.",)
-    safe = best(s for s in facts.strategies if s.is_safe)
-    unsafe = best(s for s in facts.strategies if not s.is_safe)
-    top = best(s for s in (safe, unsafe) if s is not None)
-    chosen = recommended(facts)
-    sentences: list[str] = []
-    if top is None or top.saved_share < MIN_SAVED_SHARE:
-        found = "no strategy saves any memory" if top is None else \
-            f"the best strategy, {top.label}, saves only {_saves(facts, top)}"
-        sentences.append(f"Do not enable merging here: {found}.")
-        zero = max(facts.strategies, key=lambda s: int(s.row["saved_zero_bytes"]))
-        zero_bytes = int(zero.row["saved_zero_bytes"])
-        if zero_bytes > MIN_SAVED_SHARE * int(zero.row["guest_memory_bytes"]):
-            sentences.append(
-                f"Zero pages would give back {facts.unit.text(zero_bytes)} under {zero.label}, "
-                "which ballooning or free-page reporting returns without merging.")
-    elif safe is None or chosen is None:
-        found = "no strategy that keeps domains apart saves any memory" if safe is None else \
-            f"the best strategy that keeps them apart, {safe.label}, saves only " \
-            f"{_saves(facts, safe)}"
-        sentences.append(f"Do not enable merging unless domains may share pages: {found}.")
-        sentences.append(f"{top.label} saves {_saves(facts, top)}, but shares {_exposure(top)}.")
-    else:
-        cpu = format_duration(int(safe.row["merge_cpu_ns"]))
-        sentences.append(f"{safe.label} saves {_saves(facts, safe)} and shares no page across "
-                         f"domains, for {cpu} of merge CPU in {format_duration(facts.horizon_ns)}.")
-        if unsafe is None:
-            sentences.append("No strategy compared here shares pages across domains.")
-        elif unsafe.saved_bytes <= safe.saved_bytes:
-            sentences.append(f"Sharing across domains would not pay: {unsafe.label}, the best that "
-                             f"does, saves {facts.unit.text(unsafe.saved_bytes)} and shares "
-                             f"{_exposure(unsafe)}.")
-        else:
-            more = unsafe.saved_bytes - safe.saved_bytes
-            sentences.append(f"{unsafe.label} would save {facts.unit.text(more)} more, but shares "
-                             f"{_exposure(unsafe)}.")
-    sentences.append(_unknown(facts, chosen))
-    return tuple(sentences)
-
-
-def _unknown(facts: Facts, chosen: Strategy | None) -> str:
-    unknown = ["the spread between runs (this is one run)"] if facts.n_replicates == 1 else []
-    if not facts.is_measured:
-        unknown.insert(0, "CPU and times on your machine (its timings were not measured)")
-    if not facts.has_validation:
-        unknown.insert(0, "how close the model is to your hosts (not validated there)")
-    listed = " and ".join([*([", ".join(unknown[:-1])] if unknown[1:] else []), *unknown[-1:]])
-    if chosen is None:
-        return f"Not known: {listed}." if unknown else "Measured and validated on your hosts."
-    needed = facts.unit.text(int(chosen.row["unmerge_bytes"]))
-    return (f"If every merge of {chosen.label} were undone at once, {needed} of free memory "
-            f"would be needed{'; not known: ' if unknown else ''}{listed}.")

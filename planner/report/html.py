@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from planner.report import sections
 from planner.report.charts import charts, drawn_waterfalls
-from planner.report.facts import UNPRINTABLE, Facts, clean, gather, recommended, verdict
+from planner.report.facts import UNPRINTABLE, Facts, clean, gather, recommended
 from planner.report.page import render_page
 from planner.report.redact import redacted
 from planner.report.series import read_samples
 from planner.report.validation import validation_view
+from planner.report.verdict import verdict
 from planner.units import format_count, format_duration
 
 if TYPE_CHECKING:

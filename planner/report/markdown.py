@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from planner.report.facts import gather, verdict
+from planner.report.facts import gather
 from planner.report.text import definitions, result_columns
+from planner.report.verdict import verdict
 
 if TYPE_CHECKING:
     from planner.metrics import Result

@@ -18,7 +18,7 @@ from planner.report.columns import (
     short_count,
     table_width,
 )
-from planner.report.facts import MIN_SAVED_SHARE, Facts, Strategy, best, clean, gather, verdict
+from planner.report.facts import MIN_SAVED_SHARE, Facts, Strategy, best, clean, gather
 from planner.report.plan_text import (
     is_told,
     plan_closing,
@@ -28,6 +28,7 @@ from planner.report.plan_text import (
     requirement_lines,
 )
 from planner.report.trace_text import render_trace_info
+from planner.report.verdict import verdict
 from planner.units import format_duration, format_share
 
 if TYPE_CHECKING:
