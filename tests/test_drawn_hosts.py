@@ -249,6 +249,20 @@ def test_memory_beyond_the_captured_is_filled_as_asked(fill: str, n_pages: int) 
     assert len(np.unique(np.stack([host.site_mm, host.site_vpn]), axis=1)[0]) == sum(sizes)
 
 
+def test_guests_of_a_workload_without_a_memory_are_as_large_as_their_templates() -> None:
+    model = population([template([range(10)]), template([range(4)])], [0])
+    spec = scenario(draw=DrawSpec(count=8, fill="private"))
+    stays = timeline(spec, [Stay(guest, 0) for guest in range(8)], memory_pages=10)
+    host = build_drawn_host(model, spec, stays, 0, 0)
+    sizes = [len(guest_sites(host, guest)) for guest in range(8)]
+    drawn = guests_of(model, spec, stays.requests, 0)
+    assert sizes == [(10, 4)[number] for number in drawn.template]
+    assert set(sizes) == {4, 10}
+    asked = scenario(draw=DrawSpec(count=8, fill="private", memory_bytes=10 * 4096))
+    host = build_drawn_host(model, asked, stays, 0, 0)
+    assert [len(guest_sites(host, guest)) for guest in range(8)] == [10] * 8
+
+
 def test_a_guest_smaller_than_the_captured_has_a_part_of_its_pages() -> None:
     contents = [[ZERO] * 200]
     model, spec = population([template(contents)], [0]), scenario()
