@@ -409,8 +409,8 @@ def test_check_counts_what_is_drawn_and_every_case(
         fleet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", fleet_file.name]) == 0
     captured = capsys.readouterr()
-    assert captured.out == ("fleet.yaml: ok. 1 policies, 2 host(s), 12 drawn guests at the start, "
-                            "1800 more an hour, 60.0 min, 5 replicates\n")
+    assert captured.out == ("fleet.yaml: ok. 1 policies, 2 host(s), drawn guests: 12 at the start "
+                            "and 1800 an hour, 60.0 min, 5 replicates\n")
     assert "note: a sweep of 2 cases; what follows is the first of them, hosts.h.count=2" \
         in captured.err
     assert main(["check", "--json", fleet_file.name]) == 0
@@ -434,4 +434,4 @@ def test_a_first_scenario_becomes_a_fleet_by_what_its_comment_says(
     assert "# count: 100" in Path("first.yaml").read_text()
     assert main(["check", "first.yaml", "--set", "placement=first-fit", "--set", "horizon=1d",
                  "--set", "workloads[0].count=100", "--set", "hosts[0].count=5"]) == 0
-    assert "5 host(s), 100 drawn guests at the start, 24h00min" in capsys.readouterr().out
+    assert "5 host(s), drawn guests: 100 at the start, 24h00min" in capsys.readouterr().out
