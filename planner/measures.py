@@ -62,6 +62,8 @@ METRICS: dict[str, Measure] = {
                                     "the same, what 99 % of hosts have at least"),
     "unmerge_headroom_p50": Measure("headroom_p50_bytes", "bytes", "", True,
                                     "the same, the median host"),
+    "free_memory": Measure("free_worst_bytes", "bytes", "", True,
+                           "free memory while merged, worst host at its worst moment"),
     "hosts_used": Measure("hosts_used", "count", "n_machines", False,
                           "most hosts with a guest at one time"),
     "hosts_needed": Measure("hosts_needed", "count", "n_machines", False,

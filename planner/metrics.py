@@ -101,12 +101,14 @@ REPLICATES = _kind("replicates", [
     ("unmerge_p50_bytes", _I64), ("unmerge_p99_bytes", _I64), ("unmerge_worst_bytes", _I64),
     ("headroom_p50_bytes", _I64), ("headroom_p99_bytes", _I64), ("headroom_worst_bytes", _I64),
     ("headroom_worst_host", _TEXT), ("headroom_worst_time_ns", _I64),
+    ("free_worst_bytes", _I64), ("free_worst_host", _TEXT), ("free_worst_time_ns", _I64),
     ("safe_share", pa.float64()), ("safe_overcommit", pa.float64()),
     ("hosts_used", _I64), ("hosts_needed", _I64), ("n_guests", _I64), ("rejected_guests", _I64),
 ], nullable=("saved_per_core_hour_bytes", *_WORK_NAMES, "time_to_90_ns", "merged_after_p50_ns",
              "merged_after_p95_ns", "cow_worst_host", "cow_worst_time_ns", "exposed_domain_pairs",
              "headroom_p50_bytes", "headroom_p99_bytes", "headroom_worst_bytes",
-             "headroom_worst_host", "headroom_worst_time_ns", "hosts_needed"))
+             "headroom_worst_host", "headroom_worst_time_ns", "free_worst_bytes",
+             "free_worst_host", "free_worst_time_ns", "hosts_needed"))
 
 #: The fleet over time, one row per policy, replicate and time.
 SERIES = _kind("series", [

@@ -99,22 +99,25 @@ class Suggestion:
                     zip(self.partitionings, self.saved_bytes, self.costs, strict=True))]}
 
     def policy_yaml(self, index: int) -> str:
-        """Lines for a scenario that run a partitioning of domains, as groups.
-
-        Raises UsageError for a partitioning of anything else.
-        """
-        if self.by != "domain":
-            raise UsageError(f"a scenario groups domains, not values of {self.by!r}",
-                             where="--by", instead="take the groups from --json")
-        joined = [group for group in self.groups(index) if len(group) > 1]
-        names = {f"joined-{number}": group for number, group in enumerate(joined, start=1)}
-        groups = [f"    {name}: {_yaml_list(group)}" for name, group in names.items()]
-        return "\n".join([
-            "domains:", *(["  groups:", *groups] if groups else []),
-            *([f"  sensitive: {_yaml_list(self.sensitive)}"] if self.sensitive else []),
-            "policies:", "  - name: suggested",
-            f"    partition_by: {'group' if groups else 'domain'}",
-            "    merge: {sync: {at: [boot]}}", ""])
+        """Lines for a scenario that run a partitioning: of domains as groups, of the values of
+        any other key as explicit partitions."""
+        joined = {f"joined-{number}": group for number, group in enumerate(
+            (group for group in self.groups(index) if len(group) > 1), start=1)}
+        is_grouped = bool(joined) and self.by == "domain"
+        lines = ["domains:"] if is_grouped or self.sensitive else []
+        if is_grouped:
+            lines += ["  groups:", *(f"    {name}: {_yaml_list(group)}"
+                                     for name, group in joined.items())]
+        if self.sensitive:
+            lines.append(f"  sensitive: {_yaml_list(self.sensitive)}")
+        lines += ["policies:", "  - name: suggested",
+                  f"    partition_by: {'group' if is_grouped else quoted(self.by)}"]
+        if joined and not is_grouped:
+            lines.append("    partitions:")
+            for name, group in joined.items():
+                entries = ", ".join(f"{{{quoted(self.by)}: {quoted(value)}}}" for value in group)
+                lines.append(f"      - {{name: {name}, match: [{entries}]}}")
+        return "\n".join([*lines, "    merge: {sync: {at: [boot]}}", ""])
 
 
 def _cost_json(cost: PassCost) -> dict[str, int]:

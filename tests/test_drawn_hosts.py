@@ -12,6 +12,7 @@ import pytest
 from planner.engine import simulate_host
 from planner.fleet import FleetHost
 from planner.ksm.cost import BUILTIN_UNMEASURED
+from planner.ksm.records import UNSEEN
 from planner.metrics import HOSTS, Recorder
 from planner.population.at_rest import at_rest_of_host, at_rest_saved
 from planner.population.guests import guests_of, in_part
@@ -21,6 +22,7 @@ from planner.population.walk import epochs_of
 from planner.scenario.spec import DrawSpec, Ksmd, PolicySpec, Scenario
 from planner.timeline import Cause, Timeline
 from tests.drawn_worlds import (
+    ABSENT,
     FIRST,
     SECOND,
     ZERO,
@@ -247,6 +249,20 @@ def test_memory_beyond_the_captured_is_filled_as_asked(fill: str, n_pages: int) 
     assert len(np.unique(np.stack([host.site_mm, host.site_vpn]), axis=1)[0]) == sum(sizes)
 
 
+def test_guests_of_a_workload_without_a_memory_are_as_large_as_their_templates() -> None:
+    model = population([template([range(10)]), template([range(4)])], [0])
+    spec = scenario(draw=DrawSpec(count=8, fill="private"))
+    stays = timeline(spec, [Stay(guest, 0) for guest in range(8)], memory_pages=10)
+    host = build_drawn_host(model, spec, stays, 0, 0)
+    sizes = [len(guest_sites(host, guest)) for guest in range(8)]
+    drawn = guests_of(model, spec, stays.requests, 0)
+    assert sizes == [(10, 4)[number] for number in drawn.template]
+    assert set(sizes) == {4, 10}
+    asked = scenario(draw=DrawSpec(count=8, fill="private", memory_bytes=10 * 4096))
+    host = build_drawn_host(model, asked, stays, 0, 0)
+    assert [len(guest_sites(host, guest)) for guest in range(8)] == [10] * 8
+
+
 def test_a_guest_smaller_than_the_captured_has_a_part_of_its_pages() -> None:
     contents = [[ZERO] * 200]
     model, spec = population([template(contents)], [0]), scenario()
@@ -348,31 +364,64 @@ def test_the_estimate_from_samples_is_right_in_the_mean() -> None:
     assert abs(mean[1] - (exact.zero[0, 0] - 3 * (1 / share - 1))) < 4 * error[1]
 
 
-def test_pages_that_leave_the_sample_are_written_first_and_none_comes_back_unasked() -> None:
+def pages_at(host: FleetHost, time_ns: int) -> dict[tuple[int, int], int]:
+    """Content of each page (mm, vpn) then."""
+    (content, _), = host.memory_at([time_ns])
+    return dict(zip(zip(host.site_mm.tolist(), host.site_vpn.tolist(), strict=True),
+                    content.tolist(), strict=True))
+
+
+def test_pages_outside_the_sample_are_unseen_not_gone() -> None:
+    rows, kinds = large(400, n_snapshots=3)
+    rows[1][::7] = [-1] * len(rows[1][::7])
+    model = population([template(rows)], kinds=kinds)
+    spec = scenario(horizon_s=400)
+    stays = timeline(spec, [Stay(0, 0, 150), Stay(1, 0, 0, 250)], memory_pages=400)
+    share = 0.3
+    kept = []
+    for replicate in range(8):
+        part = build_drawn_host(model, spec, stays, 0, replicate, share)
+        whole = build_drawn_host(model, spec, stays, 0, replicate)
+        assert min(whole.site_content.min(), whole.event_content.min()) == ABSENT
+        for second in (0, 149, 151, 240, 251, 399):
+            some = pages_at(part, second * SECOND)
+            assert (UNSEEN in some.values()) == (max(some.values()) >= 0)
+        # As their stays begin, guests are in the same snapshot in both; writes of an epoch are not
+        # drawn alike.
+        for second, guest in ((0, 0), (150, 1)):
+            some, every = (pages_at(host, second * SECOND) for host in (part, whole))
+            mine = [key for key in some if part.mms[key[0]].guest == guest]
+            assert [some[key] == ABSENT for key in mine] == [every[key] == ABSENT for key in mine]
+            seen = [key for key in mine if some[key] >= 0]
+            assert same_pattern([some[key] for key in seen], [every[key] for key in seen])
+            kept.append(len(seen) / sum(content >= 0 for (mm, _), content in every.items()
+                                        if whole.mms[mm].guest == guest))
+    assert np.mean(kept) == pytest.approx(share, abs=0.03)
+
+
+def test_a_page_that_leaves_the_sample_is_written_before() -> None:
     rows, kinds = large(400, n_snapshots=3)
     model = population([template(rows)], kinds=kinds)
     spec = scenario(horizon_s=200)
     stays = timeline(spec, [Stay(0, 0)], memory_pages=400)
     whole = build_drawn_host(model, spec, stays, 0, 0)
-    share = 0.3
-    part = build_drawn_host(model, spec, stays, 0, 0, share)
-    present = {site: content >= 0 for site, content in enumerate(part.site_content.tolist())}
-    n_left = 0
-    previous = (-1, -1)
-    for time_ns, site, content in zip(part.event_time_ns.tolist(), part.event_site.tolist(),
-                                      part.event_content.tolist(), strict=True):
-        assert content >= 0 or present[site]
-        if content < 0:
-            assert previous == (time_ns, site)
+    part = build_drawn_host(model, spec, stays, 0, 0, 0.3)
+    content = part.site_content.tolist()
+    n_left = n_back = 0
+    previous = (-1, -1, 0)
+    for time_ns, site, after in zip(part.event_time_ns.tolist(), part.event_site.tolist(),
+                                    part.event_content.tolist(), strict=True):
+        assert after >= 0 or content[site] >= 0
+        if after < 0:
+            assert after == UNSEEN
+            assert previous[:2] == (time_ns, site)
+            assert previous[2] >= 0
             n_left += 1
-        present[site], previous = content >= 0, (time_ns, site)
-    assert n_left > 20
-    # Besides those that leave, the sample has its share of all writes.
-    n_writes = len(part.event_site) - n_left
-    assert 0.15 < n_writes / len(whole.event_site) < 0.65
-    for content, _ in part.memory_at([0, 100 * SECOND, 190 * SECOND]):
-        assert (content >= 0).mean() > 0.1
-        assert 0.2 < (content >= 0).sum() / 400 < 0.4
+        n_back += content[site] == UNSEEN
+        content[site], previous = after, (time_ns, site, after)
+    assert min(n_left, n_back) > 20
+    # Besides those that leave and come back, the sample has its share of all writes.
+    assert 0.2 < (len(part.event_site) - n_left - n_back / 2) / len(whole.event_site) < 0.5
 
 
 def test_an_engine_finds_at_the_end_what_is_saved_at_rest() -> None:

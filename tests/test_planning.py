@@ -271,10 +271,20 @@ def test_the_terminal_tells_intervals_hosts_money_and_requirements() -> None:
     assert "failed in 1 of 10 replicates, a, at 30.0 min" in flat
     assert "! all could not undo its merges within free memory (-1.00 GiB, a" in flat
     assert "3 policies compared, 1 of 3 requirements failed." in flat
+    assert "leaves guests without" not in flat
     assert "x1000 from 128 MiB guests" in flat
     assert "all saves 256 MiB [256 MiB, 256 MiB] more than domain" in flat
     assert "splits 300 huge pages (600 MiB)" in flat
     assert "this is one run" not in flat
+
+
+def test_a_fleet_that_does_not_fit_even_while_merged_is_told() -> None:
+    told = make_told()
+    told.plan["policies"][0]["free"] = {
+        "worst_bytes": -GIB, "host": "a", "time_ns": HOUR, "replicate": 0}
+    text = render_text(told, width=160, colour=False)
+    assert "! off leaves guests without the memory that they use (-1.00 GiB, a, at 60.0 min)." \
+        in text
 
 
 def test_what_was_sampled_is_told_with_its_error() -> None:

@@ -95,6 +95,9 @@ def test_equal_differences_are_a_point() -> None:
     found = difference(np.arange(9.0) + 2, np.arange(9.0))
     assert found is not None
     assert (found.low, found.high, found.is_shown) == (2, 2, True)
+    few = difference(np.arange(5.0) + 2, np.arange(5.0))
+    assert few is not None
+    assert (few.low, few.high, few.is_shown) == (2, 2, False)
     zero = difference(np.arange(9.0), np.arange(9.0))
     assert zero is not None
     assert not zero.is_shown

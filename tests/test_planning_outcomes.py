@@ -60,6 +60,8 @@ def test_headroom_is_what_is_left_on_the_worst_host_at_its_worst_moment() -> Non
     # What came before the warm-up was over (host a held 12 GiB) does not count.
     assert row["headroom_worst_bytes"] == (10 - (11 - 3 - 1) - 4) * GIB == -GIB
     assert (row["headroom_worst_host"], row["headroom_worst_time_ns"]) == ("b", HOUR)
+    assert row["free_worst_bytes"] == 3 * GIB
+    assert (row["free_worst_host"], row["free_worst_time_ns"]) == ("a", HOUR // 2)
     assert row["headroom_p50_bytes"] == GIB
     assert row["headroom_p99_bytes"] == -GIB
     assert (row["unmerge_p50_bytes"], row["unmerge_worst_bytes"]) == (2 * GIB, 4 * GIB)
@@ -78,6 +80,9 @@ def test_what_is_safe_is_what_nearly_every_machine_saves_nearly_always() -> None
     half = outcome("p", 0, fleet(confidence=0.5), rows).row
     assert half["safe_share"] == pytest.approx(0.4)
     assert half["safe_overcommit"] == pytest.approx(1 / 0.6)
+    # An almost empty machine counts as little as it holds.
+    lone = samples(*rows.to_pylist(), sample("c", 0, guest_memory_bytes=GIB // 2))
+    assert outcome("p", 0, fleet(), lone).row["safe_share"] == pytest.approx(0.2)
     empty = samples(sample("a", 0))
     assert outcome("p", 0, fleet(), empty).row["safe_share"] == 0
 

@@ -193,6 +193,10 @@ def test_a_resolved_fleet_is_held_against_table_and_fleet(drawn: Scenario) -> No
     assert "is not before the end of the simulation, 3d00h" in text
     assert "'unmerge' is a share of nothing" in text
     assert "42 hosts are more than the 41 there are" in text
+    del form["workloads"][2]["draw"]
+    assert "workload 'rented' does not say how its guests are drawn" in fault(json.dumps(form))
+    del form["fleet"]
+    assert "workload 'web' draws its guests, but no fleet" in fault(json.dumps(form))
 
 
 # ---- replay or draw -------------------------------------------------------------------------
@@ -342,7 +346,7 @@ def case_fault(text: str) -> str:
      "s.yaml:7:5: error: a guest of 192 MiB fits no host: the largest has 92.0 MiB for guests "
      "(in case hosts.h.memory=100MiB)"),
     ("workloads.all.memory: [1MiB, 2MiB]",
-     "s.yaml:11:26: error: 1.00 MiB is less than the 156 MiB that a captured guest holds; give "
+     "s.yaml:11:26: error: 1.00 MiB is less than the 192 MiB of a captured guest; give "
      "more, or leave memory out for as captured (in case workloads.all.memory=1MiB)"),
 ])
 def test_a_fault_of_a_sweep_is_told_at_its_line(line: str, message: str) -> None:
@@ -405,8 +409,8 @@ def test_check_counts_what_is_drawn_and_every_case(
         fleet_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", fleet_file.name]) == 0
     captured = capsys.readouterr()
-    assert captured.out == ("fleet.yaml: ok. 1 policies, 2 host(s), 12 drawn guests at the start, "
-                            "1800 more an hour, 60.0 min, 5 replicates\n")
+    assert captured.out == ("fleet.yaml: ok. 1 policies, 2 host(s), drawn guests: 12 at the start "
+                            "and 1800 an hour, 60.0 min, 5 replicates\n")
     assert "note: a sweep of 2 cases; what follows is the first of them, hosts.h.count=2" \
         in captured.err
     assert main(["check", "--json", fleet_file.name]) == 0
@@ -430,4 +434,4 @@ def test_a_first_scenario_becomes_a_fleet_by_what_its_comment_says(
     assert "# count: 100" in Path("first.yaml").read_text()
     assert main(["check", "first.yaml", "--set", "placement=first-fit", "--set", "horizon=1d",
                  "--set", "workloads[0].count=100", "--set", "hosts[0].count=5"]) == 0
-    assert "5 host(s), 100 drawn guests at the start, 24h00min" in capsys.readouterr().out
+    assert "5 host(s), drawn guests: 100 at the start, 24h00min" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from planner import suggest as search
 from planner.cli import main
 from planner.errors import UsageError
 from planner.fleet import FleetHost
+from planner.policies.partition import class_value, partition_classes
 from planner.report.suggest_page import render_suggestion_html
 from planner.report.suggest_text import render_suggestion
 from planner.runner import TraceStore, build_hosts, load_scenario, run
@@ -122,6 +123,30 @@ def test_a_written_policy_runs_and_saves_what_was_promised(tmp_path: Path) -> No
     assert 0.8 * low < row["saved_bytes"] <= high
     assert row["cross_domain_pages"] > 0
     assert row["cross_domain_sensitive_pages"] == 0
+
+
+@pytest.mark.parametrize("by", ["guest", "role", "domain"])
+def test_policies_of_any_key_part_guests_as_suggested(
+        tmp_path: Path, quickstart: tuple[Scenario, list[FleetHost]], by: str) -> None:
+    found = suggest(*quickstart, Wishes(by=by, may_join_sensitive=True))
+    index = len(found.partitionings) - 1 if by == "guest" else len(found.partitionings) // 2
+    lines = YAML(typ="safe").load(found.policy_yaml(index))
+    whole = YAML(typ="safe").load(Path(QUICKSTART).read_text())
+    whole["workloads"][0]["trace"] = str(Path("traces/qemu-guests").resolve())
+    whole |= {"domains": lines["domains"],
+              "policies": [{"name": "never", "merge": "never"}, *lines["policies"]]}
+    path = tmp_path / "s.yaml"
+    with path.open("w") as stream:
+        YAML().dump(whole, stream)
+    store = TraceStore()
+    scenario = load_scenario(path, store=store)
+    (host,) = build_hosts(scenario, store)
+    parts = partition_classes(host, scenario.policies[1])
+    groups: dict[int, set[str]] = {}
+    for item, partition in zip(host.classes, parts.of_class.tolist(), strict=True):
+        groups.setdefault(partition, set()).add(class_value(host, item, by))
+    assert sorted(map(sorted, groups.values())) == sorted(map(sorted, found.groups(index)))
+    assert max(map(len, groups.values())) > 1
 
 
 def made(n_rows: int = 2, **changes: Any) -> dict[str, Any]:

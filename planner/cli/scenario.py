@@ -66,10 +66,11 @@ def _extent(scenario: Scenario) -> str:
     n_hosts = sum(host.count for host in scenario.hosts)
     draws = [workload.draw for workload in scenario.workloads if workload.draw is not None]
     if draws:
-        guests = f"{sum(draw.count for draw in draws)} drawn guests at the start"
+        n_first = sum(draw.count for draw in draws)
         rate = sum(draw.arrivals_per_hour for draw in draws)
-        guests += f", {rate:g} more an hour" if rate else ""
-        guests += ", more from a table" if any(draw.table_share for draw in draws) else ""
+        sources = {f"{n_first} at the start": n_first, f"{rate:g} an hour": rate,
+                   "those of a table": any(draw.table_share for draw in draws)}
+        guests = f"drawn guests: {' and '.join(text for text, some in sources.items() if some)}"
     else:
         guests = f"{sum(len(workload.guests) for workload in scenario.workloads)} guests"
     replicates = f", {scenario.replicates} replicates" if scenario.replicates > 1 else ""

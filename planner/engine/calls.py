@@ -66,10 +66,10 @@ class SyncCaller:
         self._from_vpn = [call.start_vpn for call in self._calls]
         self._number = itertools.count()
         self._due: list[tuple[int, int, _Due]] = []
+        self._everything = _Due(tuple(range(len(self._calls))))
         for each in timed_rounds(sync, stage.stays, horizon_ns):
-            self._add(each.time_ns, _Due(tuple(
-                index for index, guest in enumerate(self._guest)
-                if each.guests is None or guest in each.guests)))
+            self._add(each.time_ns, self._everything if each.guests is None else _Due(tuple(
+                index for index, guest in enumerate(self._guest) if guest in each.guests)))
         self._advisors: dict[int, tuple[PartitionAdvisor, list[int]]] = {}
         if sync.advisor is not None:
             for partition in mine:
@@ -170,7 +170,7 @@ class SyncCaller:
                 share = idle_share(stage.host.spec.load, stage.now_ns)
             if watch.fires(stage.now_ns, share):
                 stage.record(f"trigger_{trigger.kind}")
-                self._add(stage.now_ns, _Due(tuple(range(len(self._calls)))))
+                self._add(stage.now_ns, self._everything)
                 if self._woken is not None and not self._woken.triggered:
                     self._woken.succeed()
             yield stage.env.timeout(POLL_NS)

@@ -24,14 +24,15 @@ _MOST_SHARE = 0.99
 def safe_share(hosts: HostSamples, fleet: Fleet) -> float:
     """The share of its guests' memory that a machine saves at least, in 0 .. 0.99.
 
-    It is the lower quantile, at `fleet.confidence`, over machines and time after the warm-up (each
-    moment of each machine counts as long as it lasted). Machines without guests do not count.
+    It is the lower quantile, at `fleet.confidence`, over machines and time after the warm-up: each
+    moment of each machine counts as long as it lasted, and by the memory of its guests, because an
+    almost empty machine saves little and need not.
     """
     memory = hosts["guest_memory_bytes"]
     held = hosts.held_ns(fleet.warm_up_ns, fleet.horizon_ns).astype(np.float64)
     if not held.any():
         held[hosts.last] = 1.0
-    weights = np.where(memory > 0, held * hosts.weight[hosts.host], 0.0)
+    weights = np.maximum(memory, 0) * held * hosts.weight[hosts.host]
     if not weights.any():
         return 0.0
     shares = (hosts["saved_bytes"] + hosts["saved_zero_bytes"]) / np.maximum(memory, 1)

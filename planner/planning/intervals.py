@@ -28,6 +28,7 @@ SPREAD_LEVEL = 0.90
 DIFFERENCE_LEVEL = 0.95
 _RESAMPLES = 2000
 _FEW = 8
+_FEWEST_EQUAL = 6
 _NORMAL = NormalDist()
 
 
@@ -82,8 +83,14 @@ class Difference:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval lies wholly on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether the interval lies wholly on one side of zero.
+
+        Equal differences have a point for one: of fewer than six that is no proof (of so many a
+        sign test at 5 % shows nothing either).
+        """
+        return self.low is not None and self.high is not None \
+            and (self.low > 0 or self.high < 0) \
+            and (self.low < self.high or self.n >= _FEWEST_EQUAL)
 
     def verdict(self, is_more_better: bool) -> Verdict:
         """What the difference says of the first policy."""

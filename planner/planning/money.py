@@ -80,10 +80,10 @@ def money(costs: CostsSpec, use: Use) -> Money | None:
         memory = use.saved_bytes / _GIB * costs.memory_price / years
     if costs.cpu_price is not None and use.window_ns:
         hourly = costs.cpu_price * HOURS_PER_YEAR / use.window_ns
-        cpu = -use.merge_cpu_ns * hourly
+        cpu = -use.merge_cpu_ns * hourly or 0.0
         lost = slowdown_share(costs, use)
         if lost is not None:
-            slowdown = -lost * use.core_time_ns * hourly
+            slowdown = -lost * use.core_time_ns * hourly or 0.0
     gains = [each for each in (hosts, power) if each is not None] \
         or [each for each in (memory,) if each is not None]
     if not gains and cpu is None:

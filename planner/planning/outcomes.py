@@ -168,7 +168,8 @@ def _exposed_pairs(partitions: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def _undone(hosts: HostSamples, fleet: Fleet) -> dict[str, Any]:
-    """Memory needed if every merge broke, and what then is left of free memory.
+    """Memory needed if every merge broke, what then is left of free memory, and what is free while
+    merged.
 
     By host the worst moment after the warm-up; p50 and p99 are over machines: half, and 99 %, of
     them need no more, and have no less left.
@@ -184,18 +185,23 @@ def _undone(hosts: HostSamples, fleet: Fleet) -> dict[str, Any]:
     if room is None:
         return {**found, **dict.fromkeys((
             "headroom_p50_bytes", "headroom_p99_bytes", "headroom_worst_bytes",
-            "headroom_worst_host", "headroom_worst_time_ns"))}
+            "headroom_worst_host", "headroom_worst_time_ns", "free_worst_bytes",
+            "free_worst_host", "free_worst_time_ns"))}
     in_use = hosts["guest_memory_bytes"] - hosts["saved_bytes"] - hosts["saved_zero_bytes"]
-    left = np.where(counts, room - in_use - needed, np.iinfo(np.int64).max)
+    free = np.where(counts, room - in_use, np.iinfo(np.int64).max)
+    left = np.where(counts, free - needed, np.iinfo(np.int64).max)
     least = np.minimum.reduceat(left, hosts.first)
-    worst = int(np.argmin(left))
+
+    def worst(name: str, values: Any) -> dict[str, Any]:
+        row = int(np.argmin(values))
+        return {f"{name}_bytes": int(values[row]),
+                f"{name}_host": hosts.hosts[int(hosts.host[row])],
+                f"{name}_time_ns": max(int(hosts.time_ns[row]), fleet.warm_up_ns)}
+
     return {
-        **found,
+        **found, **worst("headroom_worst", left), **worst("free_worst", free),
         "headroom_p50_bytes": -_quantile(-least, hosts.weight, 0.5),
-        "headroom_p99_bytes": -_quantile(-least, hosts.weight, 0.99),
-        "headroom_worst_bytes": int(left[worst]),
-        "headroom_worst_host": hosts.hosts[int(hosts.host[worst])],
-        "headroom_worst_time_ns": max(int(hosts.time_ns[worst]), fleet.warm_up_ns)}
+        "headroom_p99_bytes": -_quantile(-least, hosts.weight, 0.99)}
 
 
 def _quantile(values: Any, weights: F64, share: float) -> int:

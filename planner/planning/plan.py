@@ -142,6 +142,7 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
                   "is_backed": safe.is_backed,
                   "fit": [list(pair) for pair in fit_shares(needed)]},
         "headroom": _headroom(mine),
+        "free": _free(mine),
         "storms": {"share_per_minute": STORM_SHARE_PER_MINUTE,
                    "storm_ns": _middle([row["storm_ns"] for row in mine]),
                    "listed": [{"replicate": row["replicate"], **storm.to_json()}
@@ -190,6 +191,17 @@ def _headroom(rows: Sequence[Row]) -> dict[str, Any] | None:
     return {"worst_bytes": worst["headroom_worst_bytes"], "host": worst["headroom_worst_host"],
             "time_ns": worst["headroom_worst_time_ns"], "replicate": worst["replicate"],
             "n_short": sum(row["headroom_worst_bytes"] < 0 for row in known)}
+
+
+def _free(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The least free memory of any host while merged; negative where guests do not fit even so.
+    None where memory is not known."""
+    known = [row for row in rows if row["free_worst_bytes"] is not None]
+    if not known:
+        return None
+    worst = min(known, key=lambda row: int(row["free_worst_bytes"]))
+    return {"worst_bytes": worst["free_worst_bytes"], "host": worst["free_worst_host"],
+            "time_ns": worst["free_worst_time_ns"], "replicate": worst["replicate"]}
 
 
 def _huge_pages(scenario: Scenario, rows: Sequence[Row]) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ __all__ = ["Verdict", "check", "value_of"]
 
 #: Where the worst of a replicate was: columns of host and time, by metric.
 _PLACES = {"unmerge_headroom": ("headroom_worst_host", "headroom_worst_time_ns"),
+           "free_memory": ("free_worst_host", "free_worst_time_ns"),
            "cow_rate": ("cow_worst_host", "cow_worst_time_ns")}
 
 

@@ -89,28 +89,35 @@ def guests_of(population: Population, scenario: Scenario, requests: Requests, re
     copies of the captured pages, where copy r of a common content is a content of its own that
     every guest large enough holds as well (a larger guest has more of the same kind, not the same
     again), and zero pages are zero pages. A guest smaller than the captured one has a part of the
-    first copy.
+    first copy. Guests of a workload that names no memory are as large as their templates.
     """
     return _guests_of(population, requests, scenario.seed, replicate,
-                      tuple((workload.draw or DrawSpec()).fill for workload in scenario.workloads))
+                      tuple(workload.draw or DrawSpec() for workload in scenario.workloads))
 
 
 @lru_cache(maxsize=2)
 def _guests_of(population: Population, requests: Requests, seed: int, replicate: int,
-               fills: tuple[str, ...]) -> Guests:
+               draws: tuple[DrawSpec, ...]) -> Guests:
     template = np.zeros(len(requests), np.int32)
     phase_ns = np.zeros(len(requests), np.int64)
     fill = np.zeros(len(requests), np.int8)
-    for index, name in enumerate(fills):
+    captured = np.array([each.memory_bytes for each in population.templates], np.int64)
+    memory_bytes = requests.memory_bytes.copy()
+    for index, draw in enumerate(draws):
         mine = np.flatnonzero(requests.workload == index)
         template[mine], phase_ns[mine] = population.draw(
             seed, replicate, index, [requests.name[guest] for guest in mine])
-        fill[mine] = ("none", "private", "proportional").index(name)
-    captured = np.array([each.memory_bytes for each in population.templates], np.int64)[template]
-    ratio = requests.memory_bytes / captured
+        fill[mine] = ("none", "private", "proportional").index(draw.fill)
+        if draw.memory_bytes is None and len(mine):
+            # Room is asked for the largest captured guest; each has what its own template has.
+            largest = captured[list(population.workloads[index].templates)].max()
+            as_captured = mine[memory_bytes[mine] == largest]
+            memory_bytes[as_captured] = captured[template[as_captured]]
+    captured = captured[template]
+    ratio = memory_bytes / captured
     ratio = np.where(fill == 2, ratio, np.minimum(ratio, 1.0))
     n_copies = np.floor(ratio).astype(np.int64)
-    n_fill = np.where(fill == 1, (requests.memory_bytes - captured) // _PAGE_BYTES, 0)
+    n_fill = np.where(fill == 1, (memory_bytes - captured) // _PAGE_BYTES, 0)
     return Guests(template, phase_ns, n_copies, ratio - n_copies, np.maximum(n_fill, 0))
 
 

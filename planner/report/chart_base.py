@@ -13,8 +13,8 @@ from typing import Any
 
 from planner.report.facts import Facts
 
-__all__ = ["GREY", "N_COLOURS", "Look", "Spec", "base", "colour_scale", "frame", "from_zero",
-           "look", "policy_dashes", "policy_lines", "time_unit"]
+__all__ = ["FILLED_AS_GIVEN", "GREY", "N_COLOURS", "Look", "Spec", "base", "colour_scale", "frame",
+           "from_zero", "look", "policy_bars", "policy_dashes", "policy_lines", "time_unit"]
 
 Spec = dict[str, Any]
 
@@ -28,6 +28,9 @@ _DASHES = ([1, 0], [7, 4], [3, 3], [9, 3, 2, 3])
 _HEIGHT = 300
 #: Of text and axes: reads on light and on dark.
 GREY = "#7d7d7d"
+#: Opacity comes with the data: Vega-Lite makes a scale of opacities for names a point scale,
+#: which has no legend and spreads its values, so the captions in the page say what is what.
+FILLED_AS_GIVEN: Spec = {"field": "filled", "type": "quantitative", "scale": None, "legend": None}
 
 _TIME_UNITS = (("h", 3600 * 10**9, 2 * 3600 * 10**9), ("min", 60 * 10**9, 120 * 10**9),
                ("s", 10**9, 0))
@@ -134,5 +137,33 @@ def policy_lines(description: str, facts: Facts, values: list[dict[str, Any]], *
         "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
                     {"field": x["field"], "type": "quantitative", "title": x["title"]},
                     {"field": y["field"], "type": "quantitative", "title": y["title"]}],
+    }
+    return spec
+
+
+def policy_bars(description: str, facts: Facts, values: list[dict[str, Any]],
+                 parts: Sequence[str], title: str) -> Spec:
+    """One stacked bar a policy; `values` hold policy, part, order, filled and memory."""
+    spec = base(description, facts, values)
+    hollow = {v["part"] for v in values if not v["filled"]}
+    spec["height"] = 34 * max(len({v["policy"] for v in values}), 1)
+    spec["mark"] = {"type": "bar", "strokeWidth": 1.5}
+    colour = {"field": "policy", "type": "nominal", "sort": None, "scale": colour_scale(facts),
+              "legend": None}
+    spec["encoding"] = {
+        "y": {"field": "policy", "type": "nominal", "title": None, "sort": None,
+              "axis": {"labelLimit": 200}},
+        "x": {"field": "memory", "type": "quantitative", "title": title, "stack": "zero",
+              "scale": from_zero(values, "memory")},
+        "fill": colour,
+        "stroke": colour,
+        "fillOpacity": FILLED_AS_GIVEN,
+        "strokeDash": {"field": "part", "type": "nominal", "sort": None, "legend": None,
+                       "scale": {"domain": list(parts), "range": [
+                           [4, 3] if part in hollow else [1, 0] for part in parts]}},
+        "order": {"field": "order", "type": "quantitative"},
+        "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
+                    {"field": "part", "type": "nominal"},
+                    {"field": "memory", "type": "quantitative", "title": title}],
     }
     return spec

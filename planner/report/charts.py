@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.report.chart_base import (
+    FILLED_AS_GIVEN,
     GREY,
     N_COLOURS,
     Spec,
@@ -16,11 +17,14 @@ from planner.report.chart_base import (
     colour_scale,
     from_zero,
     look,
+    policy_bars,
     policy_dashes,
     policy_lines,
     time_unit,
 )
 from planner.report.facts import Facts, Strategy, gather, memory_unit, recommended
+from planner.report.plan_charts import plan_charts
+from planner.report.plan_view import plan_view
 from planner.report.series import (
     Headroom,
     Samples,
@@ -39,9 +43,6 @@ __all__ = ["MAX_WATERFALLS", "STEP_NAMES", "charts", "drawn_waterfalls", "exposu
 
 #: Waterfalls drawn; the table has all of them.
 MAX_WATERFALLS = 6
-#: Opacity comes with the data: Vega-Lite makes a scale of opacities for names a point scale,
-#: which has no legend and spreads its values, so the captions in the page say what is what.
-_FILLED_AS_GIVEN = {"field": "filled", "type": "quantitative", "scale": None, "legend": None}
 #: Short names of the steps of `planner.explain`, for the axis; the table has them in full.
 STEP_NAMES = {
     "in_use": "in use by guests", "cannot_merge": "cannot merge", "not_advised": "not offered",
@@ -175,7 +176,7 @@ def exposure_chart(facts: Facts) -> Spec:
         "encoding": {
             "fill": colour | {"title": None},
             "stroke": colour | {"title": None},
-            "fillOpacity": _FILLED_AS_GIVEN,
+            "fillOpacity": FILLED_AS_GIVEN,
             "size": {"field": "cpu_s", "type": "quantitative", "title": "merge CPU (s)",
                      "scale": {"type": "linear", "domain": [0, most_cpu_s], "range": [40, 900]},
                      "legend": grey | {"columns": 3, "format": ".3~r", "values": [
@@ -205,34 +206,7 @@ PARTS = ("saved", "saved, zero pages", "less than the best strategy here")
 _FILLED = (0.95, 0.4, 0)
 
 
-def _policy_bars(description: str, facts: Facts, values: list[dict[str, Any]],
-                 parts: Sequence[str], title: str) -> Spec:
-    """One stacked bar a policy; `values` hold policy, part, order, filled and memory."""
-    spec = base(description, facts, values)
-    spec["height"] = 34 * max(len({v["policy"] for v in values}), 1)
-    spec["mark"] = {"type": "bar", "strokeWidth": 1.5}
-    colour = {"field": "policy", "type": "nominal", "sort": None, "scale": colour_scale(facts),
-              "legend": None}
-    spec["encoding"] = {
-        "y": {"field": "policy", "type": "nominal", "title": None, "sort": None,
-              "axis": {"labelLimit": 200}},
-        "x": {"field": "memory", "type": "quantitative", "title": title, "stack": "zero",
-              "scale": from_zero(values, "memory")},
-        "fill": colour,
-        "stroke": colour,
-        "fillOpacity": _FILLED_AS_GIVEN,
-        "strokeDash": {"field": "part", "type": "nominal", "sort": None, "legend": None,
-                       "scale": {"domain": list(parts),
-                                 "range": [[1, 0], [1, 0], [4, 3]][:len(parts)]}},
-        "order": {"field": "order", "type": "quantitative"},
-        "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
-                    {"field": "part", "type": "nominal"},
-                    {"field": "memory", "type": "quantitative", "title": title}],
-    }
-    return spec
-
-
-def where_chart(facts: Facts) -> Spec:
+def where_chart(facts: Facts, when: str = "at the end") -> Spec:
     """Where the duplicate memory is: saved, saved as zero pages, and missed by each policy."""
     unit = facts.unit
     values: list[dict[str, Any]] = []
@@ -241,8 +215,8 @@ def where_chart(facts: Facts) -> Spec:
         values += [{"policy": strategy.label, "part": name, "order": i, "filled": filled,
                     "memory": unit.value(n)}
                    for i, (name, filled, n) in enumerate(zip(PARTS, _FILLED, parts, strict=True))]
-    return _policy_bars("Memory saved, saved as zero pages, and missed, by strategy", facts,
-                        values, PARTS, f"memory at the end ({unit.name})")
+    return policy_bars("Memory saved, saved as zero pages, and missed, by strategy", facts,
+                        values, PARTS, f"memory {when} ({unit.name})")
 
 
 def headroom_chart(found: Sequence[Headroom], facts: Facts) -> Spec:
@@ -254,7 +228,7 @@ def headroom_chart(found: Sequence[Headroom], facts: Facts) -> Spec:
               for each in found
               for i, (name, n) in enumerate(zip(
                   parts, (each.in_use_bytes, each.needed_bytes), strict=True))]
-    bars = _policy_bars("Memory in use while merged and once every merge is undone, by strategy",
+    bars = policy_bars("Memory in use while merged and once every merge is undone, by strategy",
                         facts, values, parts, f"memory of the worst host ({unit.name})")
     layer = {"mark": bars.pop("mark"), "encoding": bars.pop("encoding")}
     ends = [{"policy": each.strategy.label, "memory": unit.value(each.available_bytes)}
@@ -298,7 +272,7 @@ def waterfall_chart(document: Mapping[str, Any], strategy: Strategy, facts: Fact
                    "scale": {"zero": True, "domain": [0, most * 1.14], "nice": False},
                    "axis": {"tickCount": 5}},
              "x2": {"field": "to"},
-             "fillOpacity": _FILLED_AS_GIVEN,
+             "fillOpacity": FILLED_AS_GIVEN,
              "tooltip": [{"field": "step", "type": "nominal"},
                          {"field": "text", "type": "nominal", "title": unit.name}]}},
         {"mark": {"type": "text", "align": "left", "dx": 4, "color": GREY, "fontSize": 11},
@@ -330,6 +304,18 @@ def charts(result: Result, facts: Facts | None = None,
            details: Mapping[str, Any] | None = None) -> dict[str, Spec]:
     """All charts by their id in the page, in page order; `details` as of `planner.details`."""
     facts = facts or gather(result)
+    drawn = {f"waterfall-{strategy.index}": waterfall_chart(document, strategy, facts)
+             for strategy, document in drawn_waterfalls(details, facts)}
+    view = plan_view(result, facts)
+    if view is not None:
+        planned = plan_charts(view)
+        # In the order of the page.
+        first: dict[str, Spec] = {name: planned.pop(name) for name in ("over-time", "exposure")}
+        where: dict[str, Spec] = {"where": where_chart(facts, "on average over time")}
+        costs: dict[str, Spec] = {
+            name: planned.pop(name) for name in ("hosts-needed", "cpu-kinds", "per-core-hour")
+            if name in planned}
+        return {**first, **where, **costs, **drawn, **planned}
     samples = read_samples(result, facts)
     found = {
         "over-time": over_time_chart(samples, facts),
@@ -337,8 +323,7 @@ def charts(result: Result, facts: Facts | None = None,
         "where": where_chart(facts),
         "cpu": cpu_chart(samples, facts),
     }
-    for strategy, document in drawn_waterfalls(details, facts):
-        found[f"waterfall-{strategy.index}"] = waterfall_chart(document, strategy, facts)
+    found |= drawn
     found["progress"] = progress_chart(samples, facts)
     found["undone"] = undone_chart(samples, facts)
     rooms = headrooms(samples, result, facts)

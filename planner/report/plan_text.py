@@ -73,7 +73,9 @@ def plan_columns(facts: Facts, plan: Plan, policy_width: int) -> list[Column]:
 
     def captured(each: Plan) -> str:
         bounds = each.get("saved_capture_interval_bytes")
-        return "–" if bounds is None else f"[{amount(bounds[0])}, {amount(bounds[1])}]"
+        if bounds is None or not any(bounds):
+            return "–"
+        return f"[{amount(bounds[0])}, {amount(bounds[1])}]"
 
     def share(each: Plan, metric: str) -> str:
         found = each["metrics"][metric].get("share")
@@ -168,8 +170,8 @@ def plan_definitions(facts: Facts, plan: Plan) -> str:
         ("OF MEMORY", True, "of what guests use"),
         ("ZERO", True, "freed by merging zero pages, apart"),
         ("HOSTS", is_known("hosts_needed"),
-         f"fewest whole hosts that will be enough at {confidence_text(plan)}, counting only on what is "
-         "safely saved"),
+         f"fewest whole hosts that will be enough at {confidence_text(plan)}, counting only on "
+         "what is safely saved"),
         ("A YEAR", any((each.get("money") or {}).get("net") is not None for each in policies),
          "against the baseline, less what is known of CPU"),
         ("MERGE CPU", True, "of all cores"),
@@ -214,9 +216,10 @@ def sampled_text(plan: Plan) -> str:
               if each["metrics"]["saved"]["median"] and each.get("saved_error_bytes")]
     error = f"; standard error of what is saved at most {format_share(max(errors))}" if errors \
         else ""
-    return (f"Simulated: {format_count(plan['n_hosts'])} of {format_count(plan['n_hosts_used'])} hosts "
-            f"with guests, {format_share(plan.get('content_share', 1.0))} of contents{error}. The "
-            "worst host, and what 99 % of hosts have, are of the hosts simulated.")
+    n_hosts, n_used = format_count(plan["n_hosts"]), format_count(plan["n_hosts_used"])
+    share = format_share(plan.get("content_share", 1.0))
+    return (f"Simulated: {n_hosts} of {n_used} hosts with guests, {share} of contents{error}. The "
+            "worst host, and what 99 % of hosts have, are of those simulated.")
 
 
 def _differences(facts: Facts, plan: Plan) -> list[str]:
@@ -274,10 +277,18 @@ def requirement_lines(facts: Facts, plan: Plan, colour: bool) -> list[str]:
                      f"{found_text(each)}".rstrip())
     if len(plan["requirements"]) > MAX_LINES:
         lines.append(f"  and {len(plan['requirements']) - MAX_LINES} more, in plan.json")
-    lines += [sgr(f"! {_label(facts, each['policy'])} could not undo its merges within free memory"
-                  f" ({_where(each['headroom'])}).", RED, colour)
-              for each in plan["policies"] if _is_short(each)]
+    lines += [sgr(f"! {_label(facts, each['policy'])} {short}", RED, colour)
+              for each in plan["policies"] if (short := _short(each))]
     return lines
+
+
+def _short(each: Plan) -> str:
+    """What to say where memory does not suffice."""
+    free = each.get("free")
+    if free is not None and free["worst_bytes"] < 0:
+        return f"leaves guests without the memory that they use ({_where(free)})."
+    return f"could not undo its merges within free memory ({_where(each['headroom'])})." \
+        if _is_short(each) else ""
 
 
 def bound_text(verdict: Mapping[str, Any]) -> str:

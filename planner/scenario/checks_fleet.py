@@ -84,12 +84,11 @@ def _check_machines(raw: RawScenario, hosts: Sequence[HostSpec]) -> None:
                 break
 
 
-def _captured_bytes(workload: WorkloadSpec, trace: TraceFacts) -> tuple[int, int]:
-    """The most memory that a captured guest of the workload holds, and has."""
+def _captured_bytes(workload: WorkloadSpec, trace: TraceFacts) -> int:
+    """The memory of the largest captured guest of the workload: what it has, else what it held."""
     taken = {guest.trace_guest_id for guest in workload.guests}
-    guests = [guest for guest in trace.guests if guest.guest_id in taken]
-    held = max((guest.n_pages * _PAGE_BYTES for guest in guests), default=0)
-    return held, max((guest.memory_bytes or 0 for guest in guests), default=0)
+    return max((guest.memory_bytes or guest.n_pages * _PAGE_BYTES for guest in trace.guests
+                if guest.guest_id in taken), default=0)
 
 
 def _check_memory(raw: RawScenario, index: int, workload: WorkloadSpec, trace: TraceFacts,
@@ -97,13 +96,13 @@ def _check_memory(raw: RawScenario, index: int, workload: WorkloadSpec, trace: T
     draw = workload.draw
     if draw is None or raw.is_doubtful("workloads", index, "memory"):
         return
-    held, nominal = _captured_bytes(workload, trace)
+    captured = _captured_bytes(workload, trace)
     at: Path = ("workloads", index, "memory")
-    if draw.memory_bytes is not None and draw.memory_bytes < held:
-        raw.fault(at, f"{format_size(draw.memory_bytes)} is less than the {format_size(held)} that "
-                  "a captured guest holds; give more, or leave memory out for as captured")
+    if draw.memory_bytes is not None and draw.memory_bytes < captured:
+        raw.fault(at, f"{format_size(draw.memory_bytes)} is less than the {format_size(captured)} "
+                  "of a captured guest; give more, or leave memory out for as captured")
     elif room_bytes is not None:
-        need = draw.memory_bytes or max(held, nominal)
+        need = draw.memory_bytes or captured
         if need > room_bytes > 0:
             raw.fault(at if draw.memory_bytes else at[:2],
                       f"a guest of {format_size(need)} fits no host: the largest has "

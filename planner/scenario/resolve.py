@@ -34,11 +34,15 @@ from planner.scenario.resolve_fleet import (
     fleet_spec,
     precision_of,
     require_of,
-    resolved_draw,
-    resolved_fleet,
-    resolved_plan,
 )
-from planner.scenario.resolve_policies import labels_of, policy_of, resolved_policy
+from planner.scenario.resolve_form import (
+    check_resolved,
+    domains_spec,
+    guest_spec,
+    resolved_scenario,
+    timings_of,
+)
+from planner.scenario.resolve_policies import labels_of, policy_of
 from planner.scenario.schema import ScenarioDocument
 from planner.scenario.schema_fleet import (
     DomainsModel,
@@ -53,7 +57,6 @@ from planner.scenario.spec import (
     OWN_LABELS,
     ArrivalFacts,
     ArrivalsSpec,
-    DomainsSpec,
     DrawSpec,
     FleetFacts,
     GuestFacts,
@@ -130,18 +133,7 @@ def from_json(form: Mapping[str, Any]) -> Scenario:
         raw.fault((), "expected the resolved form, marked `resolved: 1`")
     if raw.found or not isinstance(raw.document, ResolvedDocument):
         raise raw.error()
-    return _Resolver(raw, _no_facts).resolved(raw.document)
-
-
-def _no_facts(path: Path) -> TraceFacts:
-    raise DataError("not looked at", where=str(path))
-
-
-def _guest(
-    guest_id: int, name: str, domain: str, group: str, labels: Mapping[str, str]
-) -> GuestSpec:
-    own = {"domain": domain, "group": group, "guest": name}
-    return GuestSpec(guest_id, name, domain, group, labels_of({**labels, **own}))
+    return resolved_scenario(raw, raw.document)
 
 
 class _Resolver:
@@ -160,12 +152,12 @@ class _Resolver:
 
     def scenario(self, document: ScenarioDocument | ResolvedDocument) -> Scenario:
         if isinstance(document, ResolvedDocument):
-            scenario = self.resolved(document)
+            scenario = resolved_scenario(self.raw, document)
             facts = [
                 self._facts(workload.trace, index)
                 for index, workload in enumerate(scenario.workloads)
             ]
-            self._check_guests_stand(scenario, facts)
+            check_resolved(self.raw, scenario, facts)
             if scenario.fleet is not None and scenario.fleet.arrivals is not None:
                 self._read_table(scenario.fleet.arrivals.table, ("fleet", "arrivals", "table"))
         else:
@@ -335,7 +327,7 @@ class _Resolver:
             horizon_ns=horizon_ns,
             hosts=hosts,
             workloads=tuple(workloads),
-            domains=_domains(document.domains.groups, document.domains.sensitive),
+            domains=domains_spec(document.domains.groups, document.domains.sensitive),
             policies=tuple(policy_of(self.raw, index, policy)
                            for index, policy in enumerate(document.policies)),
             output=OutputSpec(
@@ -381,12 +373,7 @@ class _Resolver:
         load = None if host.load is None else LoadSpec(host.load.low, host.load.high,
                                                        host.load.period)
         return HostSpec(host.name, host.memory, reserved_bytes, host.cores, host.hz,
-                        self._timings(host.timings), host.kernel, host.count, load)
-
-    def _timings(self, timings: str) -> str:
-        """The name of built-in timings, or the absolute path of a calibration."""
-        return (timings if timings.startswith("builtin:")
-                else os.path.abspath(self.raw.base / timings))
+                        timings_of(self.raw, host.timings), host.kernel, host.count, load)
 
     def _host_of(
         self, index: int, workload: WorkloadModel, hosts: tuple[HostSpec, ...]
@@ -481,7 +468,7 @@ class _Resolver:
                 if domain == name:
                     alone.append(guest.name)
             specs.append(
-                _guest(guest.guest_id, name, domain, group_of.get(domain, domain), labels)
+                guest_spec(guest.guest_id, name, domain, group_of.get(domain, domain), labels)
             )
         if missing and isinstance(workload.domain, LabelReference):
             key = workload.domain.label
@@ -513,85 +500,6 @@ class _Resolver:
             self.raw.doubtful.add(("horizon",))
         return min((trace.span_ns for trace in facts if trace is not None), default=0)
 
-    # -- the resolved form
-
-    def resolved(self, document: ResolvedDocument) -> Scenario:
-        precision, costs, require = resolved_plan(document)
-        table = ""
-        if document.fleet is not None and document.fleet.arrivals is not None:
-            table = os.path.abspath(self.raw.base / document.fleet.arrivals.table)
-        return Scenario(
-            format=document.planner,
-            name=document.name,
-            seed=document.seed,
-            horizon_ns=document.horizon_ns,
-            hosts=tuple(
-                HostSpec(h.name, h.memory_bytes, h.reserved_bytes, h.cores, h.hz,
-                         self._timings(h.timings), h.kernel, h.count,
-                         None if h.load is None
-                         else LoadSpec(h.load.low, h.load.high, h.load.period_ns))
-                for h in document.hosts
-            ),
-            workloads=tuple(
-                WorkloadSpec(
-                    name=w.name,
-                    trace=os.path.abspath(self.raw.base / w.trace),
-                    trace_digest=w.trace_digest,
-                    host=w.host,
-                    select=labels_of(w.select),
-                    guests=tuple(
-                        _guest(g.trace_guest_id, g.name, g.domain, g.group, g.labels)
-                        for g in w.guests
-                    ),
-                    mergeable=w.mergeable,
-                    draw=resolved_draw(w.draw),
-                )
-                for w in document.workloads
-            ),
-            domains=_domains(document.domains.groups, document.domains.sensitive),
-            policies=tuple(map(resolved_policy, document.policies)),
-            output=OutputSpec(document.output.folder, document.output.sample_every_ns),
-            replicates=document.replicates,
-            warm_up_ns=document.warm_up_ns,
-            fleet=resolved_fleet(document.fleet, table),
-            precision=precision,
-            costs=costs,
-            require=require,
-        )
-
-    def _check_guests_stand(
-        self, scenario: Scenario, facts: Sequence[TraceFacts | None]
-    ) -> None:
-        """The explicit guests, groups and digests of a resolved form must still be true."""
-        group_of = {
-            domain: name for name, members in scenario.domains.groups for domain in members
-        }
-        for index, (workload, trace) in enumerate(zip(scenario.workloads, facts, strict=True)):
-            if trace is not None and trace.digest != workload.trace_digest:
-                self.raw.fault(
-                    ("workloads", index, "trace_digest"),
-                    f"the trace's digest is {trace.digest[:16]} now; it is not the one this "
-                    "scenario was resolved with",
-                )
-            ids = {guest.guest_id for guest in trace.guests} if trace is not None else None
-            for position, guest in enumerate(workload.guests):
-                path = ("workloads", index, "guests", position)
-                if ids is not None and guest.trace_guest_id not in ids:
-                    self.raw.fault((*path, "trace_guest_id"),
-                                   f"the trace has no guest {guest.trace_guest_id}")
-                if guest.group != group_of.get(guest.domain, guest.domain):
-                    self.raw.fault(
-                        (*path, "group"),
-                        f"domain {guest.domain!r} belongs to "
-                        f"{group_of.get(guest.domain, guest.domain)!r}, not to {guest.group!r}",
-                    )
-        counts = Counter(guest.name for w in scenario.workloads for guest in w.guests)
-        for index, workload in enumerate(scenario.workloads):
-            for position, guest in enumerate(workload.guests):
-                if counts[guest.name] > 1:
-                    self.raw.fault(("workloads", index, "guests", position, "name"),
-                                   f"more than one guest is named {guest.name!r}")
-
 
 def _label(guest: GuestFacts, key: str) -> str | None:
     return guest.name if key == "guest" else guest.labels.get(key)
@@ -616,12 +524,6 @@ def _guest_names(workloads: list[tuple[str, list[GuestFacts]]]) -> list[list[str
 
 def _group_of(domains: DomainsModel) -> dict[str, str]:
     return {domain: name for name, members in domains.groups.items() for domain in members}
-
-
-def _domains(groups: Mapping[str, Sequence[str]], sensitive: Sequence[str]) -> DomainsSpec:
-    return DomainsSpec(
-        tuple((name, tuple(members)) for name, members in groups.items()), tuple(sensitive)
-    )
 
 
 def _sample_step(horizon_ns: int) -> int:

@@ -66,18 +66,21 @@ def pass_cost(sharing: Sharing, groups: Sequence[Sequence[int]], model: CostMode
         return totals
 
     weight = sharing.weight.sum(axis=0)
-    is_in = np.zeros((len(label), n_groups), np.float32)
-    is_in[np.arange(len(label)), label] = 1
-    n_holders = sharing.holders.astype(np.float32) @ is_in
     frames, zeros, forked = (of_groups(counts) for counts in (
         sharing.frames, sharing.zeros, sharing.forked))
-    distinct = of_groups(sharing.distinct) - weight @ np.maximum(n_holders - 1, 0)
+    # Which group holds a set's contents with how many members; no row where none does.
+    set_of, holder = np.nonzero(sharing.holders)
+    place, n_holders = np.unique(set_of * n_groups + label[holder], return_counts=True)
+    times = weight[place // n_groups]
+    group = place % n_groups
+    distinct = of_groups(sharing.distinct) - np.bincount(group, times * (n_holders - 1), n_groups)
     # Repeated in a group: held by two of its members, or by one alone who has it twice. Who has
     # it twice among several is not counted again.
     set_id, member, count = sharing.set_repeats.T
-    is_counted = n_holders[set_id, label[member]] >= 2
-    repeated = (of_groups(sharing.repeated) + weight @ (n_holders >= 2)
-                - np.bincount(label[member[is_counted]], count[is_counted], n_groups))
+    is_again = n_holders[np.searchsorted(place, set_id * n_groups + label[member])] >= 2
+    repeated = (of_groups(sharing.repeated)
+                + np.bincount(group, times * (n_holders >= 2), n_groups)
+                - np.bincount(label[member[is_again]], count[is_again], n_groups))
     # Trees are a host's; sums are over moments, hosts and a sample.
     per_host = 1 / (sharing.n_moments * sharing.n_hosts * sharing.content_share)
     costs = model.as_array()
