@@ -86,6 +86,7 @@ def random_cost(rng: np.random.Generator) -> CostModel:
 def random_world(seed: int) -> World:
     """A host of up to 60 sites in which everything the spaces know about happens."""
     rng = np.random.default_rng(seed)
+    leaving = np.random.default_rng([seed, 2])
     n_partitions = int(rng.integers(1, 4))
     n_contents = int(rng.integers(2, 7))
     mm: list[int] = []
@@ -159,6 +160,14 @@ def random_world(seed: int) -> World:
             emit(time_ns, s, raw[s] if raw[s] >= 0 and kind < 0.75 else content, next_frame)
             next_frame += 1
 
+    exits: dict[int, int] = {}
+    for m in sorted(set(mm)):
+        if leaving.random() < 0.4:
+            time_ns += int(leaving.integers(0, 400_000_000)) * int(leaving.random() < 0.8)
+            for s in [i for i in range(n) if mm[i] == m and raw[i] >= 0]:
+                emit(time_ns, s, -1, -1)
+            exits[m] = time_ns
+
     ids, pairs = dense_contents(first + written)
     sites = SiteTable(
         mm=np.array(mm, np.int32),
@@ -183,6 +192,8 @@ def random_world(seed: int) -> World:
         "kernel": str(rng.choice(["6.1", "6.12", "6.18"])),
         "hz": int(rng.choice([100, 250, 300, 1000])),
         "cost": random_cost(rng),
+        "exits": exits,
+        "is_called": [bool(leaving.random() < 0.3) for _ in range(n_partitions)],
     }
     knobs = [random_knobs(rng, options["kernel"], int(limit))
              for limit in rng.integers(2, 5, n_partitions)]
@@ -224,7 +235,7 @@ def compare(seed: int) -> dict[str, int]:
                 spaces.stop_scanner(p)
         elif kind == 4 and rng.random() < 0.3:
             results = [spaces.reset_partition(p) for spaces in (fast, slow)]
-        elif kind == 5 and rng.random() < 0.3 and len(limits) < 6:
+        elif kind == 5 and rng.random() < 0.3 and len(limits) < 6 and not world.options["exits"]:
             results = [spaces.renew_partition(p) for spaces in (fast, slow)]
             for spaces in (fast, slow):
                 spaces.set_max_page_sharing(len(limits), limits[p])

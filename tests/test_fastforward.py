@@ -119,6 +119,8 @@ def random_spaces(seed: int) -> tuple[MergeSpaces, MergeSpaces, int]:
         unseen = np.random.default_rng([seed, 1])
         for column in (table.content, events.content):
             column[(column == -1) & (unseen.random(len(column)) < 0.6)] = UNSEEN
+    exits = random_exits(np.random.default_rng([seed, 2]), mm, horizon) if seed % 5 == 0 else {}
+    events = without_the_exited(events, mm, exits)
     changes = {} if kernel == "6.1" else {
         "smart_scan": bool(rng.random() < 0.8), "use_zero_pages": bool(rng.random() < 0.3)}
     knobs = Knobs.of_kernel(kernel, pages_to_scan=pages, sleep_millisecs=sleep_ms,
@@ -129,13 +131,32 @@ def random_spaces(seed: int) -> tuple[MergeSpaces, MergeSpaces, int]:
     for _ in range(2):
         space = MergeSpaces(table, events, n_partitions=n_partitions,
                             content_is_zero=np.array(zero, bool)[order],
-                            domain_is_sensitive=[False], kernel=kernel, cost=cost)
+                            domain_is_sensitive=[False], kernel=kernel, cost=cost, exits=exits)
         for p in range(n_partitions):
             space.start_scanner(p, knobs)
         if seed % 2:
             space._w.host[k.H_N_ROWS] = n_rows
         spaces.append(space)
     return spaces[0], spaces[1], horizon
+
+
+def random_exits(rng: np.random.Generator, mm: np.ndarray, horizon: int) -> dict[int, int]:
+    """When some of the mms exit."""
+    return {int(m): int(rng.integers(horizon // 4, horizon)) for m in np.unique(mm)
+            if rng.random() < 0.6}
+
+
+def without_the_exited(events: EventTable, mm: np.ndarray, exits: dict[int, int]) -> EventTable:
+    """No page of an mm stays, or changes, once it has exited."""
+    kept = [t <= exits.get(int(mm[s]), t) for t, s in zip(events.time_ns, events.site, strict=True)]
+    gone = [(exits[int(m)], s) for s, m in enumerate(mm) if int(m) in exits]
+    times = np.concatenate([events.time_ns[kept], np.array([t for t, _ in gone], np.int64)])
+    order = np.argsort(times, kind="stable")
+    none = np.full(len(gone), -1, np.int32)
+    return EventTable(times[order], *(
+        np.concatenate([column[kept], more])[order].astype(np.int32) for column, more in (
+            (events.site, np.array([s for _, s in gone], np.int32)), (events.content, none),
+            (events.frame, none))))
 
 
 def random_cost(rng: np.random.Generator) -> CostModel:

@@ -307,6 +307,10 @@ def apply_event(e: int, w: World) -> None:
     elif w.events[e, 1] == k.REGISTERED:
         register(~s, w.events[e, 2], w.event_time[e], w)
     else:
+        if w.events[e, 1] == k.UNREGISTERED:  # nobody passes here: the exit itself frees the items
+            first = w.slots[~s, k.L_START]
+            for i in range(first, first + w.slots[~s, k.L_COUNT]):
+                forget(w.order[i], w)
         leave(~s, w.events[e, 2], w)
 
 

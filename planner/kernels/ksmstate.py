@@ -205,7 +205,7 @@ class World(NamedTuple):
     mm: Array  # int32 (n_sites,)
     vpn: Array  # int64 (n_sites,)
     event_time: Array  # int64 (n_events,)
-    events: Array  # int32 (n_events, 3): site, content, frame; or ~slot, a state of L_STATE, 0
+    events: Array  # int32 (n_events, 3): site, content, frame; or ~slot, its new L_STATE, part
     log: Array  # int64 (n, 3): time, partition row and number of finished full scans
     unstable_tree: Array  # int32 (n_sites, 4) with H_EXACT
     stable_tree: Array  # int32 (n_rows, 4) with H_EXACT

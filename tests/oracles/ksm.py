@@ -6,6 +6,7 @@ counters are counted anew from the objects each time they are asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planner.ksm.cost import NEAR_LEVELS, CostModel
@@ -130,7 +131,12 @@ class SlowSpaces:
         kernel: str,
         hz: int,
         cost: CostModel,
+        exits: Mapping[int, int] | None = None,
+        is_called: Sequence[bool] = (),
     ) -> None:
+        self.exits = sorted((time_ns, mm) for mm, time_ns in (exits or {}).items())
+        self.is_called = is_called
+        self.exited: set[int] = set()
         self.hz, self.cost, self.n_partitions = hz, cost, n_partitions
         self.is_old = kernel == "6.1"
         self.is_zero, self.is_sensitive = content_is_zero, domain_is_sensitive
@@ -192,6 +198,23 @@ class SlowSpaces:
                 space.mms.insert(space.mms.index(space.at_mm), site.mm)
             if space.next_ns == NEVER:
                 space.next_ns = now_ns
+
+    def exit(self, mm: int) -> None:
+        """`__ksm_exit` in every plan: the scanner that comes to the mm next frees its items."""
+        self.exited.add(mm)
+        for space in self.spaces:
+            if mm not in space.mms:
+                continue
+            mine = [site for site in self.members(space) if site.mm == mm]
+            if self.is_called[space.plan]:
+                for site in mine:
+                    self.forget(site)
+            if space.at_mm == mm:
+                continue
+            space.mms.remove(mm)
+            if any(site.item is not None for site in mine):
+                at = 0 if space.at_mm is None else space.mms.index(space.at_mm) + 1
+                space.mms.insert(at, mm)
 
     # ---- frames -------------------------------------------------------------------------------
 
@@ -545,7 +568,13 @@ class SlowSpaces:
             space = min(ready, key=lambda s: s.next_ns) if ready else None
             limit = space.next_ns if space else until_ns
             woken = False
-            while self.events and self.events[0][0] <= limit and not woken:
+            while not woken:
+                time_ns = self.events[0][0] if self.events else NEVER
+                if self.exits and self.exits[0][0] <= limit and self.exits[0][0] < time_ns:
+                    self.exit(self.exits.pop(0)[1])
+                    continue
+                if not self.events or time_ns > limit:
+                    break
                 time_ns, s, content, base = self.events.pop(0)
                 sleeping = [one for one in self.spaces if one.next_ns == NEVER]
                 if content >= 0:
@@ -584,9 +613,16 @@ class SlowSpaces:
                 is_end = True
                 break
             mine = [site for site in members if site.mm == space.at_mm]
-            if space.passed == len(mine):
-                at = space.mms.index(space.at_mm) + 1
-                space.at_mm = space.mms[at] if at < len(space.mms) else None
+            is_leaving = space.at_mm in self.exited
+            if is_leaving:
+                for site in mine:
+                    self.forget(site)
+            if is_leaving or space.passed == len(mine):
+                at = space.mms.index(space.at_mm)
+                after = space.mms[at + 1 :][:1]
+                if is_leaving:
+                    del space.mms[at]
+                space.at_mm = after[0] if after else None
                 space.passed = 0
                 continue
             site = mine[space.passed]
