@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +30,28 @@ from planner.trace import (
     is_ksm_compatible,
 )
 
-__all__ = ["FleetGuest", "FleetHost", "FleetMm", "SiteClass", "build_host", "random_stream"]
+__all__ = ["FleetGuest", "FleetHost", "FleetMm", "MemoryNeed", "SiteClass", "build_host",
+           "random_stream"]
 
 #: Pages that hold no anonymous frame: they are no sites.
 _NOT_FOLLOWED = np.uint32(PageFlag.ZERO_PAGE | PageFlag.FILE | PageFlag.SHMEM | PageFlag.HUGETLB
                           | PageFlag.GONE)
+
+
+class MemoryNeed(Protocol):
+    """Memory of a host that is needed otherwise for a time, half-open."""
+
+    @property
+    def start_ns(self) -> int:
+        """From when on."""
+
+    @property
+    def end_ns(self) -> int:
+        """Until when."""
+
+    @property
+    def bytes(self) -> int:
+        """How much."""
 
 
 #: `site_content` and `site_frame` at some time.
@@ -86,7 +104,7 @@ class FleetHost:
 
     Guests may come and go: `guest_start_ns`, `guest_end_ns` i64, half-open, and `guest_cause` i8
     (how the stay began, planner.timeline.Cause). Empty: all booted at 0 and stay. A guest that
-    comes twice is two guests.
+    comes twice is two guests. `pressure`: when memory of the host is needed otherwise.
 
     `content_hash` u64: the trace's hash of each content, empty for drawn hosts, whose contents
     may be nobody's. `content_share`: the share of all pages that the arrays hold a sample of. A
@@ -122,6 +140,7 @@ class FleetHost:
     guest_cause: npt.NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     content_share: float = 1.0
     content_group: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    pressure: tuple[MemoryNeed, ...] = ()
 
     def memory_at(self, times_ns: Sequence[int]) -> list[Memory]:
         """Content and frame of every site at each of the times, which ascend."""

@@ -156,7 +156,8 @@ def suggest(scenario: Scenario, hosts: Iterable[FleetHost], wishes: Wishes,
     BUILTIN_UNMEASURED for all. Where they differ, the mean over the machines counts. Raises
     UsageError for wishes that name nothing or cannot be met.
     """
-    times = np.linspace(0, scenario.horizon_ns, _MOMENTS).astype(np.int64).tolist()
+    times = np.linspace(scenario.warm_up_ns, scenario.horizon_ns, _MOMENTS).astype(
+        np.int64).tolist()
     sharing = fleet_sharing(hosts, wishes.by, times, n_machines)
     alone = _alone(sharing, wishes, scenario.domains.sensitive)
     index = {name: position for position, name in enumerate(sharing.members)}

@@ -373,6 +373,8 @@ def test_tasks_without_memory_or_time_are_left_out_and_counted(
     ({"mem_capacity": ["1", "2", "3"]}, "mem_capacity is string, expected a number"),
     ({"mem_capacity": [1.0, float("nan"), 1.0]}, "row 1: mem_capacity is nan"),
     ({"mem_capacity": [1e12, 1.0, 1.0]}, "row 0: memory 1e+12 would be more than"),
+    ({"mem_capacity": [1.0, 1e305, 1.0]}, "row 1: memory 1e+305 would be more than"),
+    ({"cpu_count": [1.0, 1e300, 1.0]}, "is not between 0 and"),
     ({"mem_capacity": [0, 0, 0]}, "no task has both memory and a duration"),
     ({"submission_time": pa.array([-1, 1, 1], pa.int64())}, "submission time -1000000 is"),
 ])
@@ -422,6 +424,8 @@ def test_the_command_keeps_what_is_there_and_refuses_what_it_does_not_know(
     assert "use auto, azure2017, opendc, csv" in capsys.readouterr().err
     assert main(["import", "arrivals", str(path), "-o", str(out), "--force",
                  "--memory-unit", "M"]) == 2
+    assert main(["import", "arrivals", str(path), "-o", str(out), "--force",
+                 "--memory-unit", "0B"]) == 2
     assert out.read_text() == "mine"
     assert main(["import", "arrivals", str(path), "-o", str(out), "--force"]) == 0
     captured = capsys.readouterr()

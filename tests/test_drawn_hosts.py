@@ -20,7 +20,7 @@ from planner.population.hosts import HostBuilder, build_drawn_host
 from planner.population.model import Clock, ContentKind, Population
 from planner.population.walk import epochs_of
 from planner.scenario.spec import DrawSpec, Ksmd, PolicySpec, Scenario
-from planner.timeline import Cause, Timeline
+from planner.timeline import Cause, Pressure, Timeline
 from tests.drawn_worlds import (
     ABSENT,
     FIRST,
@@ -215,6 +215,14 @@ def test_labels_groups_classes_and_pids_are_the_drawn_guests_own() -> None:
         assert mm.start_vpn <= vpn.min() <= vpn.max() < mm.end_vpn
         assert [host.classes[c].guest for c in host.site_class[host.site_mm == index]] \
             == [mm.guest] * len(vpn)
+
+
+def test_a_host_knows_when_its_own_memory_is_needed_otherwise() -> None:
+    spec = scenario()
+    needs = (Pressure(1, 5, 9, 4096), Pressure(0, 7, 8, 8192))
+    stays = replace(timeline(spec, [Stay(0, 0)]), pressure=needs)
+    hosts = [build_drawn_host(two_templates(), spec, stays, index, 0) for index in range(2)]
+    assert [host.pressure for host in hosts] == [needs[1:], needs[:1]]
 
 
 def test_an_empty_host_has_no_guests_and_no_sites() -> None:

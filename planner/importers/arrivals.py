@@ -81,6 +81,9 @@ def import_arrivals(path: Path, *, out: Path, format_name: str = "auto",
         unit_bytes = parse_size(memory_unit)
     except ValueError as error:
         raise UsageError(str(error), where="--memory-unit", instead="write 1MiB") from None
+    if not unit_bytes:
+        raise UsageError("memory cannot count in nothing", where="--memory-unit",
+                         instead="write 1MiB")
     refuse_existing(out, force)
     name = detect(path) if format_name == "auto" else format_name
     read: Callable[[Path, Options], Found] = import_module(FORMATS[name]).read

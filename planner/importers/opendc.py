@@ -54,12 +54,13 @@ def read(path: Path, options: Options) -> Found:
             row = int(np.argmax(values < 0))
             raise DataError(f"{name} {values[row]} is negative", where=f"{file}: row {row}",
                             instead="correct the trace")
-    memory_bytes = memory * options.memory_unit_bytes
-    if (memory_bytes > _MAX_MEMORY_BYTES).any():
-        row = int(np.argmax(memory_bytes > _MAX_MEMORY_BYTES))
+    is_too_large = memory > _MAX_MEMORY_BYTES / options.memory_unit_bytes
+    if is_too_large.any():
+        row = int(np.argmax(is_too_large))
         raise DataError(f"memory {memory[row]:g} would be more than "
                         f"{format_size(_MAX_MEMORY_BYTES)}", where=f"{file}: row {row}",
                         instead="say with --memory-unit what it counts in, such as 1KiB or 1B")
+    memory_bytes = memory * options.memory_unit_bytes
     skipped = {"task without memory": int((memory_bytes < 1).sum()),
                "task that takes no time": int(((duration_ns < 1) & (memory_bytes >= 1)).sum())}
     kept = (memory_bytes >= 1) & (duration_ns >= 1)

@@ -94,7 +94,8 @@ class HostBuilder:
                        guest_start_ns=timeline.stay_start_ns[stays].astype(np.int64),
                        guest_end_ns=timeline.stay_end_ns[stays].astype(np.int64),
                        guest_cause=timeline.stay_cause[stays].astype(np.int8),
-                       content_share=self._share)
+                       content_share=self._share,
+                       pressure=tuple(need for need in timeline.pressure if need.host == host))
 
     def _add_stay(self, arrays: _Arrays, stay: int) -> None:
         timeline, guests, scenario = self._timeline, self._guests, self._scenario

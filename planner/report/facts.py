@@ -24,6 +24,7 @@ __all__ = [
     "clean",
     "distinct",
     "gather",
+    "is_short",
     "memory_unit",
     "recommended",
     "refused",
@@ -197,6 +198,13 @@ def best(strategies: Iterable[Strategy]) -> Strategy | None:
     most = max((s.saved_bytes for s in saving), default=0)
     near = [s for s in saving if s.saved_bytes >= NEARLY * most]
     return min(near, key=lambda s: (int(s.row["merge_cpu_ns"]), -s.saved_bytes), default=None)
+
+
+def is_short(planned: Mapping[str, Any]) -> bool:
+    """Whether some host could not undo all merges of a policy of the plan: it only fits while
+    merged."""
+    found = planned.get("headroom")
+    return found is not None and int(found["worst_bytes"]) < 0
 
 
 def refused(facts: Facts) -> dict[str, str]:

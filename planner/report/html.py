@@ -18,8 +18,12 @@ from planner.report import sections
 from planner.report.charts import charts, drawn_waterfalls
 from planner.report.facts import UNPRINTABLE, Facts, clean, gather, recommended
 from planner.report.page import render_page
-from planner.report.redact import redacted
+from planner.report.plan_sections import plan_page, requirement_rows, sampling_part
+from planner.report.plan_text import is_told
+from planner.report.plan_view import plan_view
+from planner.report.redact import redacted, redacted_sweep
 from planner.report.series import read_samples
+from planner.report.sweep_section import sweep_view
 from planner.report.validation import validation_view
 from planner.report.verdict import verdict
 from planner.units import format_count, format_duration
@@ -61,23 +65,26 @@ def _shown_json(value: Any) -> str:
 
 
 def render_html(result: Result, details: Mapping[str, Any] | None = None, *,
-                validation: Sequence[Mapping[str, Any]] = (), is_static: bool = False,
+                validation: Sequence[Mapping[str, Any]] = (),
+                sweep: Mapping[str, Any] | None = None, is_static: bool = False,
                 is_redacted: bool = False) -> str:
     """The report of `result` as one HTML document.
 
     `details` is the document of `planner.details`; without it the page says how to get what is
-    missing. `validation` are records of `planner validate`. With `is_static` charts are SVG and
-    the page holds no script; with `is_redacted` guests, domains and hosts have labels for names.
+    missing. `validation` are records of `planner validate`, `sweep` the document (sweep.json) of
+    the sweep that the run is a case of. With `is_static` charts are SVG and the page holds no
+    script; with `is_redacted` guests, domains and hosts have labels for names.
 
     Reads the template, style and vendored scripts of this package and nothing else. Raises
     MachineError where a static page lacks its extra, DataError for a record that is none.
     """
     if is_redacted:
+        sweep = None if sweep is None else redacted_sweep(sweep, result)
         result, details, validation = redacted(result, details, validation)
     validated = [validation_view(document) for document in validation]
     facts = gather(result)
     facts = replace(facts, has_validation=facts.has_validation or bool(validated))
-    samples = read_samples(result, facts)
+    view = plan_view(result, facts)
     specs = charts(result, facts, details)
     shown = {
         **_run_facts(result, facts),
@@ -89,24 +96,39 @@ def render_html(result: Result, details: Mapping[str, Any] | None = None, *,
         "has_details": details is not None,
         "validation": validated,
         "strategies": sections.strategy_rows(facts),
-        "over_time": sections.time_table(samples, facts),
+        "requirements": requirement_rows(facts),
+        "plan": None if view is None else plan_page(view),
+        "sampling": sampling_part(result.run, facts),
+        "sweep": None if sweep is None else sweep_view(sweep, str(result.run["digest"])),
         "partitions": sections.partition_groups(result, facts),
         "waterfall": sections.waterfall_table(details, facts),
         "waterfall_charts": [(f"waterfall-{strategy.index}", strategy.label)
                              for strategy, _ in drawn_waterfalls(details, facts)],
         "matrices": sections.matrices(details),
+        "diagnosis": sections.diagnosis_parts(details),
+        "traces": sections.trace_rows(result),
+        **({} if view is not None else _replay_parts(result, facts)),
+    }
+    return render_page("report.html", shown, specs, is_static=is_static)
+
+
+def _replay_parts(result: Result, facts: Facts) -> dict[str, Any]:
+    """What a single replay tells from the samples of its hosts."""
+    samples = read_samples(result, facts)
+    return {
+        "over_time": sections.time_table(samples, facts),
         "reach": sections.reach_rows(samples, facts),
         "bursts": sections.burst_rows(samples, facts),
         "headroom": sections.headroom_rows(samples, result, facts),
-        "diagnosis": sections.diagnosis_parts(details),
-        "traces": sections.trace_rows(result),
     }
-    return render_page("report.html", shown, specs, is_static=is_static)
 
 
 def _run_facts(result: Result, facts: Facts) -> dict[str, Any]:
     """What ran: the header, warnings, assumptions, inputs."""
     run = result.run
+    # Extrapolations have a box of their own.
+    told = {clean(note, 1000) for note in (facts.plan or {}).get("notes", ())} \
+        if is_told(facts.plan) else set()
     span_ns = min((int(trace["span_ns"]) for trace in run["traces"]), default=0)
     return {
         "title": facts.title,
@@ -122,7 +144,7 @@ def _run_facts(result: Result, facts: Facts) -> dict[str, Any]:
         "has_sensitive": facts.has_sensitive,
         "has_validation": facts.has_validation,
         "is_measured": facts.is_measured,
-        "warnings": facts.warnings,
+        "warnings": [text for text in facts.warnings if text not in told],
         "timings": facts.timings,
         "assumptions": [clean(text, 1000) for text in run["assumptions"]],
         "scenario": _shown_json(result.scenario),

@@ -16,6 +16,8 @@ from planner.report.static import chart_svgs
 
 __all__ = ["render_page", "script_json"]
 
+#: Templates that others import.
+_PARTS = ("parts.html", "plan.html")
 _SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 
 #: What a script element may not contain unescaped, and what old engines read as a line end.
@@ -51,7 +53,7 @@ def render_page(template: str, shown: Mapping[str, Any], specs: Mapping[str, Spe
     from jinja2 import DictLoader, Environment, StrictUndefined
     from markupsafe import Markup
 
-    names = (template, "parts.html")
+    names = (template, *_PARTS)
     environment = Environment(
         loader=DictLoader({name: _asset(name) for name in names}), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

@@ -59,6 +59,8 @@ def _band_lines(description: str, view: PlanView, values: list[dict[str, Any]], 
     facts = view.facts
     colour = {"field": "policy", "type": "nominal", "title": None, "sort": None,
               "scale": colour_scale(facts)}
+    # Areas share the legend of lines, and would make its symbols theirs.
+    legend = {"symbolType": "stroke", "symbolSize": 500, "symbolOpacity": 1}
     x = {"field": "time", "type": "quantitative", "title": f"time ({name})",
          "scale": from_zero(values, "time") | {"nice": False}}
     least = min((float(v["low"]) for v in values), default=0.0)
@@ -71,7 +73,7 @@ def _band_lines(description: str, view: PlanView, values: list[dict[str, Any]], 
         "encoding": {
             "x": x, "y": {"field": "value", "type": "quantitative", "title": title,
                           "scale": y_scale},
-            "color": colour | {"legend": {"symbolSize": 500}},
+            "color": colour | {"legend": legend},
             "strokeDash": policy_dashes(facts), "opacity": picked,
             "tooltip": [{"field": "policy", "type": "nominal", "title": "strategy"},
                         {"field": "time", "type": "quantitative", "title": f"time ({name})"},
@@ -86,7 +88,7 @@ def _band_lines(description: str, view: PlanView, values: list[dict[str, Any]], 
             "encoding": {
                 "x": x, "y": {"field": "low", "type": "quantitative", "title": title,
                               "scale": y_scale},
-                "y2": {"field": "high"}, "fill": colour | {"legend": None},
+                "y2": {"field": "high"}, "color": colour | {"legend": legend},
                 "opacity": {"condition": {"param": "picked", "value": _PALE}, "value": 0.03}}})
     spec = base(description, facts, values)
     spec["layer"] = [*layers, lines]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from planner.metrics import Result
 
-__all__ = ["redacted"]
+__all__ = ["redacted", "redacted_sweep"]
 
 Document = Mapping[str, Any]
 
@@ -52,10 +52,25 @@ class _Labels:
         return self.pattern.sub(label, str(text))
 
 
+def _hosts(result: Result) -> dict[str, str]:
+    """Labels of hosts; machines of one kind keep their numbers."""
+    specs = result.scenario["hosts"]
+    found = _numbered("host", [host["name"] for host in specs])
+    for host in specs:
+        name, count = str(host["name"]), int(host.get("count", 1))
+        if count > 1:
+            found |= {f"{name}-{number:04d}": f"{found[name]}-{number:04d}"
+                      for number in range(1, count + 1)}
+    for name in result.hosts.column("host").to_pylist():
+        found.setdefault(str(name), f"host-{len(found) + 1}")
+    return found
+
+
 def _labels(result: Result) -> _Labels:
     scenario = result.scenario
     workloads = scenario["workloads"]
     guests = [guest for workload in workloads for guest in workload.get("guests", ())]
+    draws = [workload["draw"] for workload in workloads if workload.get("draw")]
     groups = (scenario.get("domains") or {}).get("groups") or {}
     members = [domain for found in dict(groups).values() for domain in found]
     sensitive = (scenario.get("domains") or {}).get("sensitive") or ()
@@ -75,11 +90,16 @@ def _labels(result: Result) -> _Labels:
             *(value for guest in guests for value in dict(guest.get("labels", {})).values()),
             *(value for workload in workloads
               for value in dict(workload.get("select", {})).values()),
+            *(draw["image"] for draw in draws if draw.get("image")),
             *(value for policy in scenario["policies"] for entry in policy.get("exclude", ())
               for value in dict(entry).values())]),
         "traces": _numbered("trace", (trace["path"] for trace in result.run["traces"])),
     }
-    names = {name for kind in found.values() for name in kind if name.strip()}
+    # A machine of many is its kind and a number: texts need only the kind.
+    machines = set(found["hosts"]) - {str(host["name"]) for host in scenario["hosts"]} \
+        if any(host.get("count", 1) > 1 for host in scenario["hosts"]) else set()
+    names = {name for kind in found.values() for name in kind
+             if name.strip() and name not in machines}
     longest_first = sorted(names, key=lambda name: (-len(name), name))
     pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, longest_first)) + r")(?!\w)") \
         if names else None
@@ -117,14 +137,21 @@ def _tables(result: Result, labels: _Labels) -> dict[str, pa.Table]:
 
     summary = _mapped(_mapped(result.summary, "policy", policy), "partition_by", labels.text)
     changed = {"summary": summary}
+    changed["series"] = _mapped(result.series, "policy", policy)
+    changed["replicates"] = _mapped(result.replicates, "policy", policy)
+    for name in ("cow_worst_host", "headroom_worst_host"):
+        changed["replicates"] = _mapped(
+            changed["replicates"], name, lambda found: None if found is None else host(found))
     for name in ("hosts", "partitions", "events"):
         changed[name] = _mapped(_mapped(getattr(result, name), "policy", policy), "host", host)
     changed["partitions"] = _mapped(
         _mapped(changed["partitions"], "partition", partitions.__getitem__), "domains",
         lambda found: [labels.domains[domain] for domain in found])
+    drawn = _numbered("drawn", (name for name in result.events.column("guest").to_pylist()
+                                if name and name not in labels.guests))
     changed["events"] = _mapped(
         _mapped(changed["events"], "partition", lambda name: partitions.get(name, "")), "guest",
-        lambda name: labels.guests.get(name, ""))
+        lambda name: labels.guests.get(name) or drawn.get(name, ""))
     return changed
 
 
@@ -144,7 +171,52 @@ def _scenario(scenario: Document, labels: _Labels) -> dict[str, Any]:
                                   for domain in domains.get("sensitive") or ()]},
         "policies": [{"name": labels.policies.get(policy["name"], "")}
                      for policy in scenario["policies"]],
+        "costs": scenario.get("costs") or {},
     }
+
+
+#: Keys of documents that name a policy, and those that name a host.
+_POLICY_KEYS = frozenset({"policy", "first", "second", "baseline"})
+_HOST_KEYS = frozenset({"host", "worst_host"})
+
+
+def _renamed(value: Any, labels: _Labels) -> Any:
+    """A document of a plan with labels where it names policies and hosts, and in its notes."""
+    if isinstance(value, list | tuple):
+        return [_renamed(item, labels) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if key in _POLICY_KEYS:
+            found[key] = labels.policies.get(str(item), labels.text(item))
+        elif key in _HOST_KEYS:
+            found[key] = item if not item else labels.hosts.get(str(item), "host")
+        elif key == "notes":
+            found[key] = [labels.text(note) for note in item]
+        else:
+            found[key] = _renamed(item, labels)
+    return found
+
+
+def _replicates(run: Document, labels: _Labels) -> list[dict[str, Any]]:
+    """What befell the fleet, without names of guests."""
+    return [{key: _renamed(value, labels) for key, value in each.items() if key != "rejected"}
+            for each in run.get("replicates") or ()]
+
+
+def redacted_sweep(document: Document, result: Result) -> dict[str, Any]:
+    """The document of a sweep with the labels of `result`, one of its cases, as it was before."""
+    labels = _labels(result)
+    found: dict[str, Any] = _renamed(document, labels)
+    for case in found.get("cases", ()):
+        case["inputs"] = {labels.text(key): labels.text(value) if isinstance(value, str) else value
+                          for key, value in case["inputs"].items()}
+    for effect in found.get("effects", ()):
+        for key in ("input", "low_at", "high_at"):
+            if isinstance(effect[key], str):
+                effect[key] = labels.text(effect[key])
+    return found
 
 
 def _details(details: Document | None, labels: _Labels) -> dict[str, Any] | None:
@@ -195,8 +267,10 @@ def redacted(result: Result, details: Document | None, validation: Sequence[Docu
                     for name in result.run["timings"]],
         "traces": [{**trace, "path": labels.traces[trace["path"]]}
                    for trace in result.run["traces"]],
+        "replicates": _replicates(result.run, labels),
+        "sampling": _renamed(result.run.get("sampling"), labels),
     }
     changed = replace(result, scenario=_scenario(result.scenario, labels), run=run,
-                      **_tables(result, labels))
+                      plan=_renamed(result.plan, labels), **_tables(result, labels))
     return changed, _details(details, labels), [
         _validation(each, labels, number) for number, each in enumerate(validation, 1)]

@@ -15,7 +15,16 @@ from planner.report.charts import (
     waterfalls,
 )
 from planner.report.explain_text import waterfall_sentence
-from planner.report.facts import Facts, Strategy, clean, distinct, memory_unit, recommended
+from planner.report.facts import (
+    MIN_SAVED_SHARE,
+    Facts,
+    Strategy,
+    best,
+    clean,
+    distinct,
+    memory_unit,
+    recommended,
+)
 from planner.report.series import Burst, Headroom, Samples, bursts, headrooms, reached
 from planner.units import format_count, format_duration, format_share, format_size
 
@@ -294,8 +303,10 @@ def diagnosis_parts(details: Details) -> list[dict[str, Any]]:
 
 
 def reasons(details: Details, facts: Facts) -> list[str]:
-    """Where nothing should be enabled: what the memory is instead, most first."""
-    if recommended(facts) is not None:
+    """Where nothing is worth enabling: what the memory is instead, most first."""
+    safe = best(s for s in facts.strategies if s.is_safe)
+    if recommended(facts) is not None or (
+            safe is not None and safe.saved_share >= MIN_SAVED_SHARE):
         return []
     found = waterfalls(details, facts)
     told = []

@@ -11,6 +11,7 @@ from planner.report.facts import (
     Facts,
     Strategy,
     best,
+    is_short,
     memory_unit,
     recommended,
     refused,
@@ -137,11 +138,8 @@ def _failed(facts: Facts) -> list[str]:
 
 def only_while_merged(facts: Facts) -> list[str]:
     """One sentence that names every strategy under which some host could not undo its merges."""
-    short = []
-    for strategy in facts.strategies:
-        found = (facts.plan_of(strategy) or {}).get("headroom")
-        if found is not None and found["worst_bytes"] < 0:
-            short.append((strategy, found))
+    short = [(strategy, each["headroom"]) for strategy in facts.strategies
+             if (each := facts.plan_of(strategy)) is not None and is_short(each)]
     if not short or not is_told(facts.plan):
         return []
     worst = min(short, key=lambda pair: int(pair[1]["worst_bytes"]))[1]

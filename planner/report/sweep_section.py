@@ -1,0 +1,66 @@
+"""The cases of a sweep, and which swept input matters most, as a section of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from planner.errors import DataError
+from planner.report.facts import clean
+from planner.report.plan_text import metric_text
+from planner.units import format_size
+
+__all__ = ["sweep_view"]
+
+#: Rows shown at most; sweep.json has all.
+MAX_ROWS = 400
+_HEADS = {"saved": "saved", "saved_zero": "saved_zero", "merge_cpu": "merge CPU",
+          "hosts_needed": "hosts needed", "unmerge_headroom": "left if unmerged, worst host",
+          "cow_breaks": "COW breaks", "cross_domain_pages": "cross-domain pages"}
+
+
+def sweep_view(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    """The texts of a sweep document (`planner.planning.sweep_document`); rows of the run `digest`
+    are marked.
+
+    Raises DataError for a document that is none.
+    """
+    if document.get("kind") != "planner.sweep" or document.get("format_version") != 1:
+        raise DataError("is not the document of a sweep", where="sweep.json",
+                        instead="run the sweep again")
+    try:
+        return _view(document, digest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"is not as it was written ({type(error).__name__}: {error})",
+                        where="sweep.json", instead="run the sweep again") from error
+
+
+def _view(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    cases = list(document["cases"])
+    keys = list(dict.fromkeys(key for row in cases for key in row["inputs"]))
+    known = [metric for metric in _HEADS
+             if any((row["metrics"].get(metric) or {}).get("median") is not None
+                    for row in cases)]
+    return {
+        "inputs": [clean(key, 80) for key in keys],
+        "heads": [_HEADS[metric] for metric in known],
+        "n_left_out": max(len(cases) - MAX_ROWS, 0),
+        "rows": [{"policy": clean(row["policy"]), "is_here": row["digest"] == digest,
+                  "inputs": [clean(row["inputs"].get(key, "–"), 40) for key in keys],
+                  "cells": [_cell(metric, row["metrics"].get(metric)) for metric in known],
+                  "n_failed": int(row["n_failed"])} for row in cases[:MAX_ROWS]],
+        "effects": [{
+            "policy": clean(each["policy"]), "input": clean(each["input"], 80),
+            "low_at": clean(each["low_at"], 40), "high_at": clean(each["high_at"], 40),
+            "low": format_size(round(each["low"])), "high": format_size(round(each["high"])),
+            "elasticity": "–" if each["elasticity"] is None
+            else f"{each['elasticity']:+.2f} %"} for each in document["effects"]],
+    }
+
+
+def _cell(metric: str, found: Mapping[str, Any] | None) -> str:
+    if found is None or found["median"] is None:
+        return "–"
+    text = metric_text(metric, found["median"])
+    return text if found.get("low") is None or found["low"] == found["high"] else \
+        f"{text} [{metric_text(metric, found['low'])}, {metric_text(metric, found['high'])}]"
