@@ -56,7 +56,8 @@ class HostRun:
         spaces = merge_spaces(
             host, partition_of_site, sensitive=sensitive, cost=cost, trees=trees,
             is_by_node=np.array([isinstance(merge, Ksmd) and merge.merge_across_nodes is False
-                                 for merge in merges], bool))
+                                 for merge in merges], bool),
+            is_called=np.array([isinstance(merge, Sync) for merge in merges], bool))
         self._recorder = recorder
         self._names = kernel_names(partitions.names)
         self._given_back: list[GivenBack] = []
