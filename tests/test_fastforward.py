@@ -119,6 +119,11 @@ def random_spaces(seed: int) -> tuple[MergeSpaces, MergeSpaces, int]:
         unseen = np.random.default_rng([seed, 1])
         for column in (table.content, events.content):
             column[(column == -1) & (unseen.random(len(column)) < 0.6)] = UNSEEN
+    exits = {}
+    if seed % 4 == 1:  # some mms exit, with all of their pages
+        exits = {int(m): int(horizon * at) for m, at in zip(
+            np.unique(mm)[::2], (0.3, 0.5, 0.7), strict=False)}
+        events = without(events, mm, exits)
     changes = {} if kernel == "6.1" else {
         "smart_scan": bool(rng.random() < 0.8), "use_zero_pages": bool(rng.random() < 0.3)}
     knobs = Knobs.of_kernel(kernel, pages_to_scan=pages, sleep_millisecs=sleep_ms,
@@ -129,13 +134,26 @@ def random_spaces(seed: int) -> tuple[MergeSpaces, MergeSpaces, int]:
     for _ in range(2):
         space = MergeSpaces(table, events, n_partitions=n_partitions,
                             content_is_zero=np.array(zero, bool)[order],
-                            domain_is_sensitive=[False], kernel=kernel, cost=cost)
+                            domain_is_sensitive=[False], kernel=kernel, cost=cost, exits=exits)
         for p in range(n_partitions):
             space.start_scanner(p, knobs)
         if seed % 2:
             space._w.host[k.H_N_ROWS] = n_rows
         spaces.append(space)
     return spaces[0], spaces[1], horizon
+
+
+def without(events: EventTable, mm: np.ndarray, exits: dict[int, int]) -> EventTable:
+    """The events with the pages of these mms gone from their times on."""
+    end = np.array([exits.get(int(m), 2**62) for m in mm], np.int64)
+    stays = events.time_ns < end[events.site]
+    gone = np.flatnonzero(end < 2**62).astype(np.int32)
+    times = np.concatenate([events.time_ns[stays], end[gone]])
+    order = np.argsort(times, kind="stable")
+    none = np.full(len(gone), -1, np.int32)
+    return EventTable(times[order], *(
+        np.concatenate([column[stays], new])[order] for column, new in (
+            (events.site, gone), (events.content, none), (events.frame, none))))
 
 
 def random_cost(rng: np.random.Generator) -> CostModel:

@@ -39,7 +39,9 @@ def merge_spaces(host: FleetHost, partition_of_site: npt.NDArray[np.int32], *,
         EventTable(host.event_time_ns, host.event_site, content[n_sites:], host.event_frame),
         n_partitions=len(is_by_node), content_is_zero=zero,
         domain_is_sensitive=np.array([domain in sensitive for domain in host.domains], np.uint8),
-        kernel=host.spec.kernel, hz=host.spec.hz, cost=cost, trees=trees)
+        kernel=host.spec.kernel, hz=host.spec.hz, cost=cost, trees=trees,
+        exits={index: int(host.guest_end_ns[mm.guest]) for index, mm in enumerate(host.mms)}
+        if len(host.guest_end_ns) else None)
 
 
 def _contents_in_spaces(host: FleetHost, space_of_site: npt.NDArray[np.int32],

@@ -122,7 +122,8 @@ TREE_FIELDS = 4
     P_CALL_NS,  # part of P_CPU_NS: calls that merge
     P_UNMERGE_NS,  # part of P_CPU_NS: calls that unmerge
     P_BOOKED_NS,  # other calls that concern the partition, not in P_CPU_NS
-) = range(49)
+    P_HAS_SCANNER,  # a ksmd serves it, or did: that frees what exited mms leave
+) = range(50)
 PART_FIELDS = 64
 NEVER_NS = 2**62  # of P_NEXT_NS: sleeps until an mm is registered
 

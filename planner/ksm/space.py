@@ -20,6 +20,7 @@ never becomes a KSM page; the first page merged on it is copied to a frame of it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -107,7 +108,9 @@ class MergeSpaces:
     red-black trees, with an order of contents made up but for zeroes, which come first: searches
     meet what lies on their way, at some ten times the cost; "auto" is "exact" while huge pages
     of a host that is not too large are split, and "tables" then. `content_is_zero` u8 or bool,
-    shape (n_contents,); `domain_is_sensitive` likewise, shape (n_domains,).
+    shape (n_contents,); `domain_is_sensitive` likewise, shape (n_domains,). `exits`: when mms exit,
+    in ns by their ids, by when their pages are gone: ksmd then forgets them as it passes; where
+    there is none they are forgotten at once. They do not come back.
 
     Raises `UsageError` when tables do not fit together.
     """
@@ -124,6 +127,7 @@ class MergeSpaces:
         hz: int = 250,
         cost: CostModel = BUILTIN_UNMEASURED,
         trees: Trees = "tables",
+        exits: Mapping[int, int] | None = None,
     ) -> None:
         if n_partitions < 0:
             raise UsageError(f"expected at least 0, got {n_partitions}", where="n_partitions")
@@ -205,6 +209,8 @@ class MergeSpaces:
                          for at in range(n_partitions + 1, len(slots))}
         event_time, rows = _with_arrivals(slots, slot_of, order, served, first[:, 0],
                                           event_time, rows)
+        if exits:
+            event_time, rows = self._with_exits(exits, event_time, rows)
         host = np.zeros(k.HOST_FIELDS, dtype=np.int64)
         host[[k.H_NODE_FREE, k.H_POOL_FREE]] = -1
         host[k.H_POOL_TOP] = host[k.H_N_BASE] = n_base
@@ -231,6 +237,17 @@ class MergeSpaces:
             stable_tree=np.zeros((n_linked[1], k.TREE_FIELDS), dtype=np.int32),
             keys=_content_keys(zero[: n_linked[1]]))
         ksmpages.initialize(first, self._w)
+
+    def _with_exits(self, exits: Mapping[int, int], event_time: I64, rows: I32,
+                    ) -> tuple[I64, I32]:
+        """The events with those of mms that exit: after all else at their times."""
+        leaving = sorted((exits[mm], at, row) for (row, mm), at in self._slot_of.items()
+                         if mm in exits)
+        times = np.array([time_ns for time_ns, _, _ in leaving], np.int64)
+        new = np.array([(~at, k.EXITED, row) for _, at, row in leaving], np.int32).reshape(-1, 3)
+        at = np.searchsorted(event_time, times, side="right")
+        return (np.insert(event_time, at, times),
+                np.ascontiguousarray(np.insert(rows, at, new, axis=0), dtype=np.int32))
 
     def _empty_contents(self) -> I32:
         rows = np.full((self._n_base_contents, k.CONTENT_FIELDS), -1, dtype=np.int32)
@@ -294,6 +311,7 @@ class MergeSpaces:
         if not part[k.P_IS_RUNNING] or part[k.P_NEXT_NS] < self._now_ns:
             part[k.P_NEXT_NS] = self._now_ns
         part[k.P_IS_RUNNING] = int(part[k.P_PAGES] > 0)
+        part[k.P_HAS_SCANNER] = 1
 
     def stop_scanner(self, partition: int) -> None:
         """`run=0` for this partition: what is merged stays merged."""
