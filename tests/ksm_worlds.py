@@ -193,7 +193,6 @@ def random_world(seed: int) -> World:
         "hz": int(rng.choice([100, 250, 300, 1000])),
         "cost": random_cost(rng),
         "exits": exits,
-        "is_called": [bool(leaving.random() < 0.3) for _ in range(n_partitions)],
     }
     knobs = [random_knobs(rng, options["kernel"], int(limit))
              for limit in rng.integers(2, 5, n_partitions)]

@@ -119,8 +119,11 @@ def random_spaces(seed: int) -> tuple[MergeSpaces, MergeSpaces, int]:
         unseen = np.random.default_rng([seed, 1])
         for column in (table.content, events.content):
             column[(column == -1) & (unseen.random(len(column)) < 0.6)] = UNSEEN
-    exits = random_exits(np.random.default_rng([seed, 2]), mm, horizon) if seed % 5 == 0 else {}
-    events = without_the_exited(events, mm, exits)
+    exits = {}
+    if seed % 4 == 1:  # some mms exit, with all of their pages
+        exits = {int(m): int(horizon * at) for m, at in zip(
+            np.unique(mm)[::2], (0.3, 0.5, 0.7), strict=False)}
+        events = without(events, mm, exits)
     changes = {} if kernel == "6.1" else {
         "smart_scan": bool(rng.random() < 0.8), "use_zero_pages": bool(rng.random() < 0.3)}
     knobs = Knobs.of_kernel(kernel, pages_to_scan=pages, sleep_millisecs=sleep_ms,
@@ -140,23 +143,17 @@ def random_spaces(seed: int) -> tuple[MergeSpaces, MergeSpaces, int]:
     return spaces[0], spaces[1], horizon
 
 
-def random_exits(rng: np.random.Generator, mm: np.ndarray, horizon: int) -> dict[int, int]:
-    """When some of the mms exit."""
-    return {int(m): int(rng.integers(horizon // 4, horizon)) for m in np.unique(mm)
-            if rng.random() < 0.6}
-
-
-def without_the_exited(events: EventTable, mm: np.ndarray, exits: dict[int, int]) -> EventTable:
-    """No page of an mm stays, or changes, once it has exited."""
-    kept = [t <= exits.get(int(mm[s]), t) for t, s in zip(events.time_ns, events.site, strict=True)]
-    gone = [(exits[int(m)], s) for s, m in enumerate(mm) if int(m) in exits]
-    times = np.concatenate([events.time_ns[kept], np.array([t for t, _ in gone], np.int64)])
+def without(events: EventTable, mm: np.ndarray, exits: dict[int, int]) -> EventTable:
+    """The events with the pages of these mms gone from their times on."""
+    end = np.array([exits.get(int(m), 2**62) for m in mm], np.int64)
+    stays = events.time_ns < end[events.site]
+    gone = np.flatnonzero(end < 2**62).astype(np.int32)
+    times = np.concatenate([events.time_ns[stays], end[gone]])
     order = np.argsort(times, kind="stable")
     none = np.full(len(gone), -1, np.int32)
     return EventTable(times[order], *(
-        np.concatenate([column[kept], more])[order].astype(np.int32) for column, more in (
-            (events.site, np.array([s for _, s in gone], np.int32)), (events.content, none),
-            (events.frame, none))))
+        np.concatenate([column[stays], new])[order] for column, new in (
+            (events.site, gone), (events.content, none), (events.frame, none))))
 
 
 def random_cost(rng: np.random.Generator) -> CostModel:

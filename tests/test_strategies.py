@@ -30,6 +30,7 @@ from planner.scenario.spec import (
     SyncAdvisor,
     Trigger,
 )
+from planner.timeline.records import Pressure
 from planner.trace import PageColumns, open_trace
 from tests.scenario_builder import SECOND, scenario_for
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
@@ -305,6 +306,32 @@ def test_each_guest_boots_at_its_own_time_and_is_not_called_when_gone(still: Fle
     assert [restored.at(t * SECOND)["n_guests"] for t in (90, 100, 150, 200)] == [1, 2, 1, 2]
     # ksmd copes with the same host.
     assert simulate(host, one(FAST)).last["pages_sharing"] == 100
+
+
+def test_what_guests_leave_behind_is_freed(still: FleetHost) -> None:
+    host = coming(still, [0, 0, 0], [10_000, 100, 100], [0, 0, 0])
+    called = simulate(host, one(AT_BOOT))
+    assert called.at(90 * SECOND)["metadata_bytes"] == 450 * 64 + 100 * 64 + 3 * 48
+    # Nobody passes again: it is freed when they exit.
+    assert called.at(100 * SECOND)["metadata_bytes"] == 150 * 64 + 100 * 64 + 48
+    for merge in (FAST, AT_BOOT, Sync((Trigger("every", 0, 10 * SECOND),))):
+        empty = simulate(coming(still, [0, 0, 0], [100, 100, 100], [0, 0, 0]), one(merge))
+        assert empty.at(90 * SECOND)["pages_sharing"] == 200
+        for name in ("metadata_bytes", "pages_shared", "pages_sharing", "guest_memory_bytes"):
+            assert empty.at(110 * SECOND)[name] == 0, (merge, name)
+        # An empty list is not scanned, and nobody is called.
+        assert [empty.last[name] for name in ("full_scans", "merge_cpu_ns")] \
+            == [empty.at(110 * SECOND)[name] for name in ("full_scans", "merge_cpu_ns")]
+
+
+def test_memory_needed_otherwise_is_pressure(still: FleetHost) -> None:
+    policy = one(Sync((Trigger("pressure", share=0.2),)))
+    host = replace(small(still, 4000), pressure=(
+        Pressure(0, 200 * SECOND, 300 * SECOND, 1500 * 1024),))
+    found = simulate(host, policy)
+    assert [event["time_ns"] for event in found.of_kind("trigger_pressure")] == [200 * SECOND]
+    assert [found.at(t * SECOND)["available_bytes"] // 1024 for t in (190, 200, 290, 300)] \
+        == [4000, 2500, 2500, 4000]
 
 
 def test_a_stopped_call_goes_on_where_it_was(still: FleetHost) -> None:

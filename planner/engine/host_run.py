@@ -56,8 +56,7 @@ class HostRun:
         spaces = merge_spaces(
             host, partition_of_site, sensitive=sensitive, cost=cost, trees=trees,
             is_by_node=np.array([isinstance(merge, Ksmd) and merge.merge_across_nodes is False
-                                 for merge in merges], bool),
-            is_called=np.array([isinstance(merge, Sync) for merge in merges], bool))
+                                 for merge in merges], bool))
         self._recorder = recorder
         self._names = kernel_names(partitions.names)
         self._given_back: list[GivenBack] = []
@@ -135,13 +134,12 @@ class HostRun:
         if now_ns != self._sampled_at_ns:
             self._sampled_at_ns = now_ns
             freed = int(self._freed_frames().sum())
-            spec = stage.host.spec
             columns = sample_columns(stage.spaces.counters(), freed,
                                      sum(each.fault_ns for each in self._given_back))
             self._recorder.add(HOSTS, {
-                "policy": stage.policy.name, "host": spec.name, "time_ns": now_ns,
+                "policy": stage.policy.name, "host": stage.host.spec.name, "time_ns": now_ns,
                 "n_guests": stage.n_guests(),
-                "available_bytes": spec.memory_bytes - spec.reserved_bytes,
+                "available_bytes": stage.available_bytes(),
                 **_of_kind(HOSTS, columns)})
         return now_ns
 

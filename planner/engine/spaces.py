@@ -14,13 +14,12 @@ __all__ = ["merge_spaces"]
 
 
 def merge_spaces(host: FleetHost, partition_of_site: npt.NDArray[np.int32], *,
-                 is_by_node: npt.NDArray[np.bool_], is_called: npt.NDArray[np.bool_],
-                 sensitive: tuple[str, ...], cost: CostModel, trees: Trees) -> MergeSpaces:
+                 is_by_node: npt.NDArray[np.bool_], sensitive: tuple[str, ...], cost: CostModel,
+                 trees: Trees) -> MergeSpaces:
     """The spaces of partitions 0..len(is_by_node)-1, contents numbered in each.
 
     In a partition of which `is_by_node` is true (merge_across_nodes 0) the same content is another
-    one on each NUMA node: each node has trees of its own. Where `is_called` is true there is no
-    scanner that would free the records of guests that leave.
+    one on each NUMA node: each node has trees of its own.
     """
     space_of_site = partition_of_site
     if is_by_node.any():
@@ -33,8 +32,6 @@ def merge_spaces(host: FleetHost, partition_of_site: npt.NDArray[np.int32], *,
     domain_of_mm = np.array([domain_ids[host.guests[mm.guest].domain] for mm in host.mms],
                             np.int32)
     n_sites = len(host.site_mm)
-    exits = {} if not len(host.guest_end_ns) else {
-        index: int(host.guest_end_ns[mm.guest]) for index, mm in enumerate(host.mms)}
     return MergeSpaces(
         SiteTable(host.site_mm, host.site_vpn, domain_of_mm[host.site_mm], partition_of_site,
                   np.where(partition_of_site >= 0, host.site_eligible, 0).astype(np.uint8),
@@ -43,7 +40,8 @@ def merge_spaces(host: FleetHost, partition_of_site: npt.NDArray[np.int32], *,
         n_partitions=len(is_by_node), content_is_zero=zero,
         domain_is_sensitive=np.array([domain in sensitive for domain in host.domains], np.uint8),
         kernel=host.spec.kernel, hz=host.spec.hz, cost=cost, trees=trees,
-        exits=exits, is_called=is_called)
+        exits={index: int(host.guest_end_ns[mm.guest]) for index, mm in enumerate(host.mms)}
+        if len(host.guest_end_ns) else None)
 
 
 def _contents_in_spaces(host: FleetHost, space_of_site: npt.NDArray[np.int32],

@@ -69,16 +69,23 @@ class Stage:
         """Guests on the host now."""
         return sum(map(self.is_there, range(len(self.stays))))
 
+    def available_bytes(self) -> int:
+        """Memory that guests may have now."""
+        spec = self.host.spec
+        return spec.memory_bytes - spec.reserved_bytes - sum(
+            need.bytes for need in self.host.pressure
+            if need.start_ns <= self.now_ns < need.end_ns)
+
     def memory(self) -> HostMemory:
         """The host's memory now, as its /proc/meminfo and ps tell it.
 
-        Free is what the host does not reserve and no guest's frame takes; KSM's own records and
-        the page cache are left out. A merged page is resident for everyone who maps it, what fork
-        shares counts once.
+        Free is what the host does not reserve, nobody else needs and no guest's frame takes;
+        KSM's own records and the page cache are left out. A merged page is resident for everyone
+        who maps it, what fork shares counts once.
         """
         spec, scale = self.host.spec, 1.0 / self.host.content_share
         base, frames = self.spaces.live_frames()
-        free = spec.memory_bytes - spec.reserved_bytes - round(frames * BYTES_PER_PAGE * scale)
+        free = self.available_bytes() - round(frames * BYTES_PER_PAGE * scale)
         committed = round(base * BYTES_PER_PAGE * scale)
         return HostMemory(spec.memory_bytes // 1024, max(0, free) // 1024, committed // 1024)
 

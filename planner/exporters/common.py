@@ -103,12 +103,16 @@ class Export:
         if isinstance(merge, Never):
             return Ksmd()
         if isinstance(merge, FreePages):
-            self.refuse("its guests give free pages back, and nothing merges",
-                        "set up free-page reporting or balloons where guests are defined")
+            self.refuse_free_pages()
         if not isinstance(merge, Ksmd):
             daemon = "ksmtuned" if isinstance(merge, Ksmtuned) else "kubevirt"
             self.refuse("a daemon sets ksmd's pace by free memory", f"use --as {daemon}")
         return merge
+
+    def refuse_free_pages(self) -> NoReturn:
+        """Nothing of KSM can express what guests do by themselves."""
+        self.refuse("its guests give free pages back, and nothing merges",
+                    "set up free-page reporting or balloons where guests are defined")
 
     def check_one_space(self) -> None:
         """Refuse what needs more than a host's one ksmd and what the host sees by itself."""

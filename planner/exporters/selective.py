@@ -11,7 +11,7 @@ from typing import Any
 
 from planner.exporters.common import Export, is_guest_label, knobs
 from planner.policies.partition import UNLABELLED, kernel_names, partition_name, partition_text
-from planner.scenario.spec import OWN_LABELS, GuestSpec, Ksmd, Never, Sync
+from planner.scenario.spec import OWN_LABELS, FreePages, GuestSpec, Ksmd, Never, Sync
 
 __all__ = ["FORMAT_VERSION", "KIND", "render"]
 
@@ -64,6 +64,8 @@ def _check_known(export: Export) -> None:
     if policy.partitions or policy.cooperation.kind != "none":
         export.refuse("a plan has no explicit partitions and knows nothing of cooperating guests",
                       "separate by a label of guests, without cooperation")
+    if isinstance(merge, FreePages):
+        export.refuse_free_pages()
     if not isinstance(merge, Sync | Ksmd):
         export.refuse("nobody steers partitions by free memory", "export a policy with merge: sync")
     if isinstance(merge, Sync) and (

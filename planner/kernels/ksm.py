@@ -299,6 +299,21 @@ def leave(slot: int, p: int, w: World) -> None:
 
 
 @helper
+def _exit(slot: int, p: int, w: World) -> None:
+    """An mm exits. Where no ksmd would ever pass, its items are freed at once."""
+    if w.slots[slot, k.L_STATE] != k.REGISTERED:
+        return
+    if w.parts[p, k.P_HAS_SCANNER]:
+        leave(slot, p, w)
+        return
+    first = w.slots[slot, k.L_START]
+    for i in range(first, first + w.slots[slot, k.L_COUNT]):
+        forget(w.order[i], w)
+    unlink_slot(slot, w)
+    w.slots[slot, k.L_STATE] = k.UNREGISTERED
+
+
+@helper
 def apply_event(e: int, w: World) -> None:
     """Row e of the events: a write, birth or death of a page, or an mm that comes or goes."""
     s = w.events[e, 0]
@@ -307,11 +322,7 @@ def apply_event(e: int, w: World) -> None:
     elif w.events[e, 1] == k.REGISTERED:
         register(~s, w.events[e, 2], w.event_time[e], w)
     else:
-        if w.events[e, 1] == k.UNREGISTERED:  # nobody passes here: the exit itself frees the items
-            first = w.slots[~s, k.L_START]
-            for i in range(first, first + w.slots[~s, k.L_COUNT]):
-                forget(w.order[i], w)
-        leave(~s, w.events[e, 2], w)
+        _exit(~s, w.events[e, 2], w)
 
 
 # ---- ksmd -------------------------------------------------------------------------------------

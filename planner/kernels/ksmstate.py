@@ -122,7 +122,8 @@ TREE_FIELDS = 4
     P_CALL_NS,  # part of P_CPU_NS: calls that merge
     P_UNMERGE_NS,  # part of P_CPU_NS: calls that unmerge
     P_BOOKED_NS,  # other calls that concern the partition, not in P_CPU_NS
-) = range(49)
+    P_HAS_SCANNER,  # a ksmd serves it, or did: that frees what exited mms leave
+) = range(50)
 PART_FIELDS = 64
 NEVER_NS = 2**62  # of P_NEXT_NS: sleeps until an mm is registered
 
@@ -205,7 +206,7 @@ class World(NamedTuple):
     mm: Array  # int32 (n_sites,)
     vpn: Array  # int64 (n_sites,)
     event_time: Array  # int64 (n_events,)
-    events: Array  # int32 (n_events, 3): site, content, frame; or ~slot, its new L_STATE, part
+    events: Array  # int32 (n_events, 3): site, content, frame; or ~slot, a state of L_STATE, 0
     log: Array  # int64 (n, 3): time, partition row and number of finished full scans
     unstable_tree: Array  # int32 (n_sites, 4) with H_EXACT
     stable_tree: Array  # int32 (n_rows, 4) with H_EXACT

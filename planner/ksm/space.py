@@ -108,11 +108,9 @@ class MergeSpaces:
     red-black trees, with an order of contents made up but for zeroes, which come first: searches
     meet what lies on their way, at some ten times the cost; "auto" is "exact" while huge pages
     of a host that is not too large are split, and "tables" then. `content_is_zero` u8 or bool,
-    shape (n_contents,); `domain_is_sensitive` likewise, shape (n_domains,).
-
-    `exits`: when mms exit, in ns, by mm; none of their pages may appear later. ksmd frees the
-    records of an exited mm when it comes to it (`__ksm_exit`); in the partitions of which
-    `is_called` (bool, shape (n_partitions,)) is true there is none, and the exit frees them.
+    shape (n_contents,); `domain_is_sensitive` likewise, shape (n_domains,). `exits`: when mms exit,
+    in ns by their ids, by when their pages are gone: ksmd then forgets them as it passes; where
+    there is none they are forgotten at once. They do not come back.
 
     Raises `UsageError` when tables do not fit together.
     """
@@ -130,7 +128,6 @@ class MergeSpaces:
         cost: CostModel = BUILTIN_UNMEASURED,
         trees: Trees = "tables",
         exits: Mapping[int, int] | None = None,
-        is_called: ArrayLike | None = None,
     ) -> None:
         if n_partitions < 0:
             raise UsageError(f"expected at least 0, got {n_partitions}", where="n_partitions")
@@ -214,8 +211,7 @@ class MergeSpaces:
                                           event_time, rows)
         self._has_exits = bool(exits)
         if exits:
-            called = np.zeros(n_partitions, bool) if is_called is None else np.asarray(is_called)
-            event_time, rows = _with_exits(self._slot_of, exits, called, slots, event_time, rows)
+            event_time, rows = self._with_exits(exits, event_time, rows)
         host = np.zeros(k.HOST_FIELDS, dtype=np.int64)
         host[[k.H_NODE_FREE, k.H_POOL_FREE]] = -1
         host[k.H_POOL_TOP] = host[k.H_N_BASE] = n_base
@@ -242,6 +238,17 @@ class MergeSpaces:
             stable_tree=np.zeros((n_linked[1], k.TREE_FIELDS), dtype=np.int32),
             keys=_content_keys(zero[: n_linked[1]]))
         ksmpages.initialize(first, self._w)
+
+    def _with_exits(self, exits: Mapping[int, int], event_time: I64, rows: I32,
+                    ) -> tuple[I64, I32]:
+        """The events with those of mms that exit: after all else at their times."""
+        leaving = sorted((exits[mm], at, row) for (row, mm), at in self._slot_of.items()
+                         if mm in exits)
+        times = np.array([time_ns for time_ns, _, _ in leaving], np.int64)
+        new = np.array([(~at, k.EXITED, row) for _, at, row in leaving], np.int32).reshape(-1, 3)
+        at = np.searchsorted(event_time, times, side="right")
+        return (np.insert(event_time, at, times),
+                np.ascontiguousarray(np.insert(rows, at, new, axis=0), dtype=np.int32))
 
     def _empty_contents(self) -> I32:
         rows = np.full((self._n_base_contents, k.CONTENT_FIELDS), -1, dtype=np.int32)
@@ -305,6 +312,7 @@ class MergeSpaces:
         if not part[k.P_IS_RUNNING] or part[k.P_NEXT_NS] < self._now_ns:
             part[k.P_NEXT_NS] = self._now_ns
         part[k.P_IS_RUNNING] = int(part[k.P_PAGES] > 0)
+        part[k.P_HAS_SCANNER] = 1
 
     def stop_scanner(self, partition: int) -> None:
         """`run=0` for this partition: what is merged stays merged."""
@@ -497,11 +505,12 @@ class MergeSpaces:
 
         For a name that was unlinked and created again while the old object is still open. Pages
         the old one has merged stay its own until unmerged. Its counters are part of those of the
-        planned partition it renews. Raises `UsageError` where mms exit: who would tell it?
+        planned partition it renews. Raises `UsageError` where mms exit: only the planned
+        partitions hear of it.
         """
         if self._has_exits:
-            raise UsageError("mms that exit are known to the planned partitions only",
-                             where="partition", instead="leave `exits` out")
+            raise UsageError("a partition whose mms exit cannot be renewed", where="partition",
+                             instead="leave `exits` out")
         self._settle()
         row, w = self._row(partition), self._w
         mine = [(mm, at) for (of_row, mm), at in self._slot_of.items() if of_row == row]
@@ -620,24 +629,3 @@ def _with_arrivals(slots: I32, slot_of: I32, order: I32, served: NDArray[np.gene
     arrivals = np.column_stack([~late, np.full(len(late), k.REGISTERED), part_of_slot[late]])
     return (np.insert(event_time, first, event_time[first]),
             np.ascontiguousarray(np.insert(events, first, arrivals, axis=0), dtype=np.int32))
-
-
-def _with_exits(slot_of: Mapping[tuple[int, int], int], exits: Mapping[int, int],
-                is_called: NDArray[np.generic], slots: I32, event_time: I64, events: I32,
-                ) -> tuple[I64, I32]:
-    """The events with those of mms that exit: each after everything else of its time.
-
-    mms that never register leave nothing behind.
-    """
-    arriving = set((~events[(events[:, 0] < 0), 0]).tolist())
-    rows = sorted(
-        (exits[mm], row, slot) for (row, mm), slot in slot_of.items()
-        if mm in exits and (slot in arriving or slots[slot, k.L_STATE] == k.REGISTERED))
-    if not rows:
-        return event_time, events
-    times = np.array([time_ns for time_ns, _, _ in rows], np.int64)
-    leaving = np.array([(~slot, k.UNREGISTERED if is_called[row - 1] else k.EXITED, row)
-                        for _, row, slot in rows], np.int32)
-    at = np.searchsorted(event_time, times, side="right")
-    return (np.insert(event_time, at, times),
-            np.ascontiguousarray(np.insert(events, at, leaving, axis=0), dtype=np.int32))

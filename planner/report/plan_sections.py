@@ -29,6 +29,7 @@ _COMPARED = ("hosts_needed", "merge_cpu", "unmerge_headroom")
 #: Shares of guests of which the time to merge is told first.
 _MERGED = (0.5, 0.9, 0.95, 0.99)
 _MAX_NOTE = 1000
+_YEAR_NS = 365 * 24 * 3600 * 10**9
 _MAX_INCIDENTS = 40
 
 
@@ -54,7 +55,7 @@ def plan_page(view: PlanView) -> dict[str, Any]:
         "prices": _prices(view.costs),
         "cpu": _cpu(view),
         "merged": _merged(view),
-        "merged_shares": [format_share(share) for share in _MERGED],
+        "merged_shares": [_share(share) for share in _MERGED],
         "ecdf": _ecdf(view),
         "rates": _rates(view),
         "storms": _storms(view),
@@ -75,10 +76,11 @@ def _named(strategy: Strategy) -> Row:
 
 
 def _interval(found: Mapping[str, Any], write: Callable[[float], str]) -> str:
-    """`[low, high]`; empty of one replicate, or where there is nothing between."""
-    if found.get("low") is None or found["low"] == found["high"] == 0:
+    """`[low, high]`; empty of one replicate, or where both read alike."""
+    if found.get("low") is None:
         return ""
-    return f"[{write(found['low'])}, {write(found['high'])}]"
+    low, high = write(found["low"]), write(found["high"])
+    return "" if low == high else f"[{low}, {high}]"
 
 
 def _text(found: Mapping[str, Any] | None, write: Callable[[float], str]) -> str:
@@ -91,6 +93,15 @@ def _count(value: float) -> str:
 
 def _size(value: float) -> str:
     return format_size(round(value))
+
+
+def _rate(value: float) -> str:
+    return format_count(round(value)) if value >= 100 else f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    """A round share, as in headings."""
+    return f"{100 * value:.3g} %"
 
 
 def _duration(value: float) -> str:
@@ -206,7 +217,7 @@ def _over_time(view: PlanView) -> Row:
     return {"unit": name,
             "names": [_named(s) for s, _ in view.policies if s.label in saved],
             "saved": table(saved_times, saved, lambda value: view.unit.figures(round(value))),
-            "undone": table(cow_times, cow, lambda value: f"{value:.3g}")}
+            "undone": table(cow_times, cow, _rate)}
 
 
 def _differences(view: PlanView) -> list[Row]:
@@ -221,7 +232,7 @@ def _differences(view: PlanView) -> list[Row]:
     rows = []
     for strategy, _ in view.policies:
         for other in against:
-            if other == strategy.name or other not in names:
+            if strategy.name in (other, baseline) or other not in names:
                 continue
             saved = _paired(found, strategy.name, other, "saved")
             if saved is not None:
@@ -305,7 +316,7 @@ def _prices(costs: Plan) -> list[str]:
 
     texts: dict[str, Callable[[float], str]] = {
         "host_price": lambda value: f"a host: {price(value)}",
-        "host_lifetime_ns": lambda value: f"written off over {_duration(value)}",
+        "host_lifetime_ns": lambda value: f"written off over {value / _YEAR_NS:.3g} years",
         "host_power_w": lambda value: f"a host's power: {value:.10g} W",
         "electricity_price": lambda value: f"electricity: {price(value)} per kWh",
         "cpu_price": lambda value: f"CPU: {price(value)} per core-hour",
@@ -335,7 +346,7 @@ def _merged(view: PlanView) -> list[Row]:
     rows = []
     for strategy, each in view.policies:
         found = each.get("time_to_merge")
-        if found:
+        if found and found["n_merged"]:
             by_share = {round(float(share), 2): ns for share, ns in found["quantiles"]}
             rows.append({
                 **_named(strategy), "is_bound": bool(found["is_bound"]),
@@ -349,12 +360,13 @@ def _merged(view: PlanView) -> list[Row]:
 def _ecdf(view: PlanView) -> Row | None:
     """The distribution that the chart draws: a row a share of the guests."""
     known = [(strategy, {float(share): ns for share, ns in each["time_to_merge"]["quantiles"]})
-             for strategy, each in view.policies if each.get("time_to_merge")]
+             for strategy, each in view.policies
+             if (each.get("time_to_merge") or {}).get("n_merged")]
     shares = sorted({share for _, found in known for share in found})
     if not shares:
         return None
     return {"names": [_named(strategy) for strategy, _ in known],
-            "rows": [[format_share(share), *(
+            "rows": [[_share(share), *(
                 format_duration(found[share]) if share in found else "never"
                 for _, found in known)] for share in shares]}
 
@@ -366,7 +378,7 @@ def _rates(view: PlanView) -> list[Row]:
         if any(worst):
             rows.append({
                 **_named(strategy), "breaks": _text(each["metrics"]["cow_breaks"], _count),
-                "p99": f"{spread_of(p99).median:.3g}", "worst": f"{max(worst):.3g}",
+                "p99": _rate(spread_of(p99).median), "worst": _rate(max(worst)),
                 "storms": _duration(each["storms"].get("storm_ns") or 0)})
     return rows
 
@@ -393,6 +405,8 @@ def _headroom(view: PlanView) -> list[Row]:
                        for name in ("p50", "p99", "worst")],
             "left": [_of_replicates(view, strategy, f"headroom_{name}_bytes", min)
                      for name in ("p50", "p99", "worst")],
+            "free": _UNKNOWN if not each.get("free") else format_size(each["free"]["worst_bytes"]),
+            "is_lost": bool(each.get("free")) and each["free"]["worst_bytes"] < 0,
             "host": clean(found["host"]), "time": format_duration(found["time_ns"]),
             "replicate": int(found["replicate"]) + 1,
             "n_short": int(found["n_short"]), "is_short": is_short(each)})
@@ -411,7 +425,7 @@ def _of_replicates(view: PlanView, strategy: Strategy, column: str,
 def _sensitivity(view: PlanView) -> list[Row]:
     writes: dict[str, Callable[[float], str]] = {
         "copies": lambda value: f"{value:.3g}",
-        "write_rate_per_s": lambda value: f"{value:.3g} a second",
+        "write_rate_per_s": lambda value: f"{value * 3600:.3g} an hour",
         "merge_delay_s": lambda value: format_duration(round(value * 1e9)),
     }
     rows = []

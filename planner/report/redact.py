@@ -139,7 +139,7 @@ def _tables(result: Result, labels: _Labels) -> dict[str, pa.Table]:
     changed = {"summary": summary}
     changed["series"] = _mapped(result.series, "policy", policy)
     changed["replicates"] = _mapped(result.replicates, "policy", policy)
-    for name in ("cow_worst_host", "headroom_worst_host"):
+    for name in (name for name in result.replicates.schema.names if name.endswith("_host")):
         changed["replicates"] = _mapped(
             changed["replicates"], name, lambda found: None if found is None else host(found))
     for name in ("hosts", "partitions", "events"):
@@ -175,9 +175,8 @@ def _scenario(scenario: Document, labels: _Labels) -> dict[str, Any]:
     }
 
 
-#: Keys of documents that name a policy, and those that name a host.
+#: Keys of documents that name a policy.
 _POLICY_KEYS = frozenset({"policy", "first", "second", "baseline"})
-_HOST_KEYS = frozenset({"host", "worst_host"})
 
 
 def _renamed(value: Any, labels: _Labels) -> Any:
@@ -190,7 +189,7 @@ def _renamed(value: Any, labels: _Labels) -> Any:
     for key, item in value.items():
         if key in _POLICY_KEYS:
             found[key] = labels.policies.get(str(item), labels.text(item))
-        elif key in _HOST_KEYS:
+        elif key == "host" or key.endswith("_host"):
             found[key] = item if not item else labels.hosts.get(str(item), "host")
         elif key == "notes":
             found[key] = [labels.text(note) for note in item]

@@ -58,9 +58,12 @@ def _view(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
     }
 
 
-def _cell(metric: str, found: Mapping[str, Any] | None) -> str:
+def _cell(metric: str, found: Mapping[str, Any] | None) -> dict[str, str]:
+    """The median, and apart from it the interval where there is one."""
     if found is None or found["median"] is None:
-        return "–"
+        return {"text": "–", "interval": ""}
     text = metric_text(metric, found["median"])
-    return text if found.get("low") is None or found["low"] == found["high"] else \
-        f"{text} [{metric_text(metric, found['low'])}, {metric_text(metric, found['high'])}]"
+    if found.get("low") is None or found["low"] == found["high"]:
+        return {"text": text, "interval": ""}
+    return {"text": text, "interval": f"[{metric_text(metric, found['low'])}, "
+                                      f"{metric_text(metric, found['high'])}]"}

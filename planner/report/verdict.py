@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from planner.escape import clean
@@ -19,7 +19,7 @@ from planner.report.facts import (
 from planner.report.plan_text import bound_text, confidence_text, found_text, is_told
 from planner.units import format_count, format_duration, format_share, format_size
 
-__all__ = ["only_while_merged", "verdict"]
+__all__ = ["verdict"]
 
 Plan = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ def verdict(facts: Facts) -> tuple[str, ...]:
         sentences += _hosts(facts, safe)
         sentences.append(_unsafe_adds(facts, safe, unsafe))
     sentences += _failed(facts)
-    sentences += only_while_merged(facts)
+    sentences += does_it_fit(facts)
     sentences.append(_unknown(facts, chosen))
     return tuple(sentences)
 
@@ -136,17 +136,27 @@ def _failed(facts: Facts) -> list[str]:
             f"{bound_text(first)} ({found_text(first)}){more}."]
 
 
-def only_while_merged(facts: Facts) -> list[str]:
-    """One sentence that names every strategy under which some host could not undo its merges."""
-    short = [(strategy, each["headroom"]) for strategy in facts.strategies
-             if (each := facts.plan_of(strategy)) is not None and is_short(each)]
-    if not short or not is_told(facts.plan):
+def does_it_fit(facts: Facts) -> list[str]:
+    """Names every strategy under which some host could not undo its merges, or has too little
+    memory even while merged. Nothing of single replays: their page tells it."""
+    planned = [(strategy, each) for strategy in facts.strategies
+               if (each := facts.plan_of(strategy)) is not None] if is_told(facts.plan) else []
+    never = [(strategy.label, each["free"]) for strategy, each in planned
+             if (each.get("free") or {"worst_bytes": 0})["worst_bytes"] < 0]
+    merged = [(strategy.label, each["headroom"]) for strategy, each in planned
+              if is_short(each) and strategy.label not in dict(never)]
+    what = "fleet" if facts.n_hosts > 1 else "host"
+    return [*_lacking(never, f"the {what} does not fit, merged or not: at its worst"),
+            *_lacking(merged, f"the {what} fits only while merged: if every merge broke,")]
+
+
+def _lacking(found: Sequence[tuple[str, Plan]], what: str) -> list[str]:
+    if not found:
         return []
-    worst = min(short, key=lambda pair: int(pair[1]["worst_bytes"]))[1]
-    names = ", ".join(strategy.label for strategy, _ in short[:4]) + (
-        f" and {len(short) - 4} more" if len(short) > 4 else "")
-    return [f"! Under {names} the {'fleet' if facts.n_hosts > 1 else 'host'} fits only while "
-            f"merged: if every merge broke, {clean(worst['host'])} would lack "
+    worst = min((each for _, each in found), key=lambda each: int(each["worst_bytes"]))
+    names = ", ".join(label for label, _ in found[:4]) + (
+        f" and {len(found) - 4} more" if len(found) > 4 else "")
+    return [f"! Under {names} {what} {clean(worst['host'])} would lack "
             f"{format_size(-int(worst['worst_bytes']))}."]
 
 

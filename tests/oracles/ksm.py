@@ -6,7 +6,7 @@ counters are counted anew from the objects each time they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from planner.ksm.cost import NEAR_LEVELS, CostModel
@@ -102,6 +102,7 @@ class Space:
     unstable: dict[int, Site] = field(default_factory=dict)
     scan: int = 0
     is_running: bool = False
+    has_scanner: bool = False
     pages_to_scan: int = 0
     next_ns: int = 0
     mms: list[int] = field(default_factory=list)
@@ -132,10 +133,8 @@ class SlowSpaces:
         hz: int,
         cost: CostModel,
         exits: Mapping[int, int] | None = None,
-        is_called: Sequence[bool] = (),
     ) -> None:
         self.exits = sorted((time_ns, mm) for mm, time_ns in (exits or {}).items())
-        self.is_called = is_called
         self.exited: set[int] = set()
         self.hz, self.cost, self.n_partitions = hz, cost, n_partitions
         self.is_old = kernel == "6.1"
@@ -206,13 +205,13 @@ class SlowSpaces:
             if mm not in space.mms:
                 continue
             mine = [site for site in self.members(space) if site.mm == mm]
-            if self.is_called[space.plan]:
+            if not space.has_scanner:
                 for site in mine:
                     self.forget(site)
-            if space.at_mm == mm:
+            if space.at_mm == mm and space.has_scanner:
                 continue
             space.mms.remove(mm)
-            if any(site.item is not None for site in mine):
+            if space.has_scanner and any(site.item is not None for site in mine):
                 at = 0 if space.at_mm is None else space.mms.index(space.at_mm) + 1
                 space.mms.insert(at, mm)
 
@@ -540,6 +539,7 @@ class SlowSpaces:
         space.knobs = knobs
         space.limit = knobs.max_page_sharing
         space.is_running = space.pages_to_scan > 0
+        space.has_scanner = True
 
     def set_max_page_sharing(self, partition: int, max_page_sharing: int) -> None:
         self.spaces[partition].limit = max_page_sharing
