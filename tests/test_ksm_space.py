@@ -210,10 +210,28 @@ def test_a_page_that_leaves_a_sample_comes_back_as_it_was(
     away = spaces.counters()
     assert (away.base_frames, away.eligible_pages, away.rmap_items) == (2, 2, 2)
     spaces.advance(49_000 * MS)
+    # An old page is looked at every ninth time, a new one thrice first.
+    assert (spaces.counters().pages_skipped - away.pages_skipped > 9) is is_old
+    spaces.advance(70_000 * MS)
     back = spaces.counters()
     assert (back.pages_sharing, back.huge_splits, back.rmap_items) == (2, splits, 4)
-    # An old page is looked at every ninth time, a new one thrice first.
-    assert (back.pages_skipped - away.pages_skipped > 4) is is_old
+
+
+@pytest.mark.parametrize("away_s", [1, 5, 17, 60, 200])
+def test_a_page_grows_old_outside_the_sample(away_s: int) -> None:
+    # One page is outside from the start, its twin is there with contents that nobody else has.
+    sites, is_zero = site_table([0] * 2, [1, 2], mm=[0, 1])
+    sites = replace(sites, content=np.array([UNSEEN, 1], np.int32))
+    events = writes((away_s * 1000 * MS, 0, 0, 2))
+    spaces = spaces_of(sites, is_zero, events)
+    spaces.start_scanner(0, Knobs(pages_to_scan=1000, sleep_millisecs=1000))
+    visits = {}
+    for second in range(away_s, away_s + 40):
+        before = spaces.world.sites[:, k.S_META].copy()
+        spaces.advance(second * 1000 * MS)
+        visits[second] = (before & k.SKIPS_MASK).tolist()
+    # Both are in the same pause at each scan.
+    assert all(one == other for one, other in list(visits.values())[4:]), visits
 
 
 def test_an_mm_of_unseen_pages_is_registered_in_its_place() -> None:

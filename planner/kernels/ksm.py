@@ -12,6 +12,7 @@ import math
 from planner.kernels import ksmstate as k
 from planner.kernels.jit import helper, kernel, njit
 from planner.kernels.ksmpages import (
+    aged,
     is_zero,
     map_zero_page,
     move,
@@ -29,7 +30,7 @@ from planner.kernels.ksmtrees import (
     unstable_search_insert,
 )
 
-__all__ = ["advance", "aged", "apply_event", "apply_events", "batch", "begin_scan", "book_visit",
+__all__ = ["advance", "apply_event", "apply_events", "batch", "begin_scan", "book_visit",
            "end_scan",
            "leave", "levels", "link_slot", "may_skip", "next_wake", "process", "register",
            "split_ns", "unlink_slot", "visit"]
@@ -61,23 +62,6 @@ def levels(n: int) -> int:
 
 
 # ---- a visit ----------------------------------------------------------------------------------
-
-
-@helper
-def aged(meta: int) -> tuple[int, bool]:
-    """`should_skip_rmap_item` on S_META of a page that is no KSM page: the next one, and "skip".
-
-    Ages beyond 9 make no difference, so they stop there.
-    """
-    age = meta & k.AGE_MASK
-    if age < 9:
-        meta += 1
-    if age < 3:
-        return meta, False
-    if meta & k.SKIPS_MASK:
-        return meta - (1 << k.SKIPS_SHIFT), True
-    skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
-    return meta | (skips << k.SKIPS_SHIFT), False
 
 
 @helper

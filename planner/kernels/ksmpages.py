@@ -10,7 +10,7 @@ from planner.kernels import ksmstate as k
 from planner.kernels.jit import helper, kernel
 from planner.kernels.ksmstate import Array, World
 
-__all__ = ["break_page", "frame_gains", "frame_loses", "initialize", "is_merged", "is_zero",
+__all__ = ["aged", "break_page", "frame_gains", "frame_loses", "initialize", "is_merged", "is_zero",
            "map_zero_page", "move", "pool_frame", "split", "write"]
 
 
@@ -157,12 +157,37 @@ def break_page(s: int, w: World) -> None:
 
 
 @helper
+def aged(meta: int) -> tuple[int, bool]:
+    """`should_skip_rmap_item` on S_META of a page that is no KSM page: the next one, and "skip".
+
+    Ages beyond 9 make no difference, so they stop there.
+    """
+    age = meta & k.AGE_MASK
+    if age < 9:
+        meta += 1
+    if age < 3:
+        return meta, False
+    if meta & k.SKIPS_MASK:
+        return meta - (1 << k.SKIPS_SHIFT), True
+    skips = 1 if age <= 3 else 2 if age <= 5 else 4 if age <= 8 else 8
+    return meta | (skips << k.SKIPS_SHIFT), False
+
+
+@helper
+def _older(meta: int, n_scans: int) -> int:
+    """S_META of a page that so many scans have come to; old ages go round in 9 of them."""
+    for _ in range(n_scans if n_scans < 40 else 40 + (n_scans - 40) % 9):
+        meta, _ = aged(meta)
+    return meta
+
+
+@helper
 def write(s: int, content: int, g: int, w: World) -> None:
     """The page of site s is written, appears, or goes (content -1); base frame g afterwards.
 
     The item of s, its stable node and the counters stay what they are until ksmd passes. A page
-    that leaves the sample (content UNSEEN) goes too, but it comes back as old as it was, and
-    part of a huge page only if it still is.
+    that leaves the sample (content UNSEEN) goes too, but it comes back as old as the scans that
+    began meanwhile make it, and part of a huge page only if it still is.
     """
     sites, frames, parts = w.sites, w.frames, w.parts
     old_content = sites[s, k.S_CONTENT]
@@ -170,14 +195,23 @@ def write(s: int, content: int, g: int, w: World) -> None:
     meta = sites[s, k.S_META]
     was_unseen = meta & k.M_UNSEEN != 0
     if content == k.UNSEEN:
-        if old_content == k.ABSENT and not was_unseen and meta & k.M_BORN_HUGE:
-            meta |= k.M_HUGE
+        if old_content == k.ABSENT and not was_unseen:
+            sites[s, k.S_BASE] = -2 - parts[p, k.P_EPOCH]
+            if meta & k.M_BORN_HUGE:
+                meta |= k.M_HUGE
         meta |= k.M_UNSEEN
     else:
         meta &= ~k.M_UNSEEN
     if old_content == k.ABSENT and content < 0:
-        sites[s, k.S_META] = meta if content == k.UNSEEN else meta & ~k.M_HUGE
+        if content != k.UNSEEN:
+            meta &= ~k.M_HUGE
+            sites[s, k.S_BASE] = -1
+            if was_unseen and not meta & k.M_ITEM:
+                meta &= ~(k.AGE_MASK | k.SKIPS_MASK)
+        sites[s, k.S_META] = meta
         return
+    if was_unseen and parts[p, k.P_SMART_SCAN]:
+        meta = _older(meta, parts[p, k.P_EPOCH] + 2 + sites[s, k.S_BASE])
     old_base = sites[s, k.S_BASE]
     old_frame = sites[s, k.S_FRAME]
     is_ksm = False
@@ -254,7 +288,7 @@ def write(s: int, content: int, g: int, w: World) -> None:
             parts[owner, k.P_LIVE_BASE_ZERO] -= 1
     else:
         sites[s, k.S_CONTENT] = k.ABSENT
-        sites[s, k.S_BASE] = -1
+        sites[s, k.S_BASE] = -2 - parts[p, k.P_EPOCH] if content == k.UNSEEN else -1
         sites[s, k.S_FRAME] = -1
     if old_content != k.ABSENT:
         frames[old_base, k.F_BASE] -= 1

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-# sites; S_FRAME of a ZERO_MAPPED page: the content it had
+# sites; S_FRAME of a ZERO_MAPPED page: the content it had; S_BASE of an UNSEEN one: -2 less the
+# P_EPOCH in which it left the sample
 S_CONTENT, S_OLD, S_FRAME, S_NODE, S_SEQ, S_META, S_BASE, S_PART = range(8)
 SITE_FIELDS = 8
 ABSENT = -1  # of S_CONTENT: no page
