@@ -350,7 +350,8 @@ def test_a_design_reaches_the_wanted_error_with_the_least_work() -> None:
     found = choose([_total(4.0, 3.0)], done, 1000, 1e6, 0.01)
     # Errors of the pilot: 4 % by hosts, 3 % by contents; the wanted one is 1 % of both together.
     by_hosts = 4.0**2 * (1 / found.n_hosts - 1 / 1000) / (1 / 8 - 1 / 1000)
-    by_contents = 3.0**2 * ((1 - found.share) / found.share) / ((1 - 0.01) / 0.01)
+    by_contents = 3.0**2 * ((1 - found.share) / found.share) / ((1 - 0.01) / 0.01) \
+        * 8 / found.n_hosts
     assert by_hosts + by_contents <= 1.0 + 1e-9
     assert found.n_hosts < 1000
     assert found.share < 1

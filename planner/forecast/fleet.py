@@ -22,6 +22,7 @@ from planner.cases import CaseFolder
 from planner.executor import Pool, Progress
 from planner.forecast.cases import Cases, replicate_name
 from planner.forecast.work import HostTask, NeedTask, SurveyTask
+from planner.ksm.records import BYTES_PER_PAGE
 from planner.planning import Fleet, Outcome, outcome, safe_shares
 from planner.planning.samples import read_samples
 from planner.sampling import (
@@ -33,6 +34,7 @@ from planner.sampling import (
     estimate_total,
     first_design,
     sampled_hosts,
+    work_pages,
 )
 from planner.scenario.spec import FreePages, Never, PolicySpec, Scenario
 from planner.units import format_share
@@ -188,7 +190,8 @@ def _design(run: _Run, survey: _Survey) -> tuple[Design, dict[int, _Simulated]]:
     if not precision.error:
         return Design(min(precision.n_hosts or n_used, n_used),
                       precision.content_share or 1.0), {}
-    pages = float(survey.memory[survey.used].max(axis=1).mean() / 4096) if n_used else 0.0
+    pages = work_pages(survey.memory[survey.used].max(axis=1).mean() / BYTES_PER_PAGE,
+                       survey.facts["n_writes"] / n_used) if n_used else 0.0
     pilot = first_design(n_used, pages)
     design = Design(min(precision.n_hosts, n_used) or pilot.n_hosts,
                     precision.content_share or _rounded(pilot.share))

@@ -25,6 +25,8 @@ from planner.metrics import EVENTS, HOSTS, PARTITIONS
 from planner.policies.partition import partition_classes
 from planner.population.at_rest import at_rest_of_host, at_rest_saved
 from planner.population.extrapolation import notes
+from planner.population.guests import guests_of
+from planner.population.sample import template_facts
 from planner.sampling import (
     FullSizeRecorder,
     Groups,
@@ -194,7 +196,7 @@ def _surveyed(replicate: Replicate, times_ns: tuple[int, ...]) -> bytes:
                        "host": timeline.hosts[each.host] if each.host >= 0 else "",
                        "n_guests": each.n_guests, "n_left": each.n_left}
                       for each in timeline.incidents],
-        "peak_bytes": int(columns["memory_bytes"].reshape(n_hosts, -1).max(initial=0)),
+        "n_writes": _n_writes(replicate),
     }
     return pack(facts, {"hosts": pa.table(columns)})
 
@@ -202,6 +204,22 @@ def _surveyed(replicate: Replicate, times_ns: tuple[int, ...]) -> bytes:
 def _notes(replicate: Replicate) -> list[str]:
     return [*notes(replicate.population, replicate.world.scenario, replicate.requests),
             *replicate.requests.notes]
+
+
+def _n_writes(replicate: Replicate) -> int:
+    """Writes to pages of all guests on all machines over the horizon, about."""
+    population, timeline = replicate.population, replicate.timeline
+    guests = guests_of(population, replicate.world.scenario, replicate.requests, replicate.number)
+    a_ns = np.zeros(len(population.templates))
+    for index, template in enumerate(population.templates):
+        period_ns = population.workloads[template.workload].clock.period_ns
+        if period_ns:
+            n_a_pass = template_facts(population.contents, template).is_written.sum()
+            a_ns[index] = n_a_pass / period_ns
+    here = timeline.stay_guest
+    copies = guests.n_copies[here] + guests.part[here]
+    lived_ns = timeline.stay_end_ns - timeline.stay_start_ns
+    return int((a_ns[guests.template[here]] * copies * lived_ns).sum())
 
 
 def _memory(replicate: Replicate, times_ns: I64) -> I64:

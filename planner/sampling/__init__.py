@@ -5,7 +5,7 @@
 - `design`: how many hosts and which share a wanted error needs
 """
 
-from planner.sampling.design import Design, choose, first_design, sampled_hosts
+from planner.sampling.design import Design, choose, first_design, sampled_hosts, work_pages
 from planner.sampling.estimate import (
     N_GROUPS,
     Groups,
@@ -25,4 +25,4 @@ from planner.sampling.scale import (
 
 __all__ = ["N_GROUPS", "Design", "FullSizeRecorder", "Groups", "Observed", "Scale", "Total",
            "choose", "estimate_total", "first_design", "sampled_hosts", "saved_by_group",
-           "scale_of", "scaled_cost", "scaled_knobs", "scaled_policy"]
+           "scale_of", "scaled_cost", "scaled_knobs", "scaled_policy", "work_pages"]

@@ -1,8 +1,9 @@
 """How many hosts, and which share of their contents, a wanted standard error needs.
 
-A pilot of few hosts and contents gives the variance of one host and of one content; errors then
-go with 1 / sqrt(n) over hosts and 1 / sqrt(c) over contents, and of all pairs that reach the wanted
-error the cheapest is taken. Work goes with the pages that are simulated, and a fixed part a host.
+A pilot of few hosts and contents gives the variance of one host and of one content. Contents are
+drawn anew on every host, so errors go with 1 / sqrt(n) over hosts and 1 / sqrt(n * c) over
+contents; of all designs that reach the wanted error the cheapest is taken. Work goes with the pages
+that are simulated and the writes to them, and a fixed part a host.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import numpy.typing as npt
 from planner.fleet import random_stream
 from planner.sampling.estimate import Total
 
-__all__ = ["Design", "choose", "first_design", "sampled_hosts"]
+__all__ = ["Design", "choose", "first_design", "sampled_hosts", "work_pages"]
 
 #: Hosts of a pilot.
 PILOT_HOSTS = 8
 #: Pages of a host in a pilot, and the most that are simulated of one where errors are chosen.
 PILOT_PAGES = 1 << 16
 MOST_PAGES = 1 << 23
+#: A write costs about as much as so many pages.
+_WRITE_PAGES = 1 / 24
 #: What a host costs beside its pages, in pages.
-_HOST_PAGES = 1 << 15
+_HOST_PAGES = 1 << 13
 #: A strategy that saves little is held to the wanted share of so much of what the best one saves.
 _LEAST_SHARE = 0.1
 
@@ -39,9 +42,14 @@ class Design:
 
 
 def first_design(n_hosts: int, pages_per_host: float) -> Design:
-    """The pilot for a fleet of `n_hosts` with guests."""
+    """The pilot for a fleet of `n_hosts` with guests. `pages_per_host` as `work_pages` gives."""
     share = min(1.0, PILOT_PAGES / max(pages_per_host, 1.0))
     return Design(min(n_hosts, PILOT_HOSTS), share)
+
+
+def work_pages(pages: float, writes: float) -> float:
+    """A host's pages and the writes to them, as pages of equal work."""
+    return pages + writes * _WRITE_PAGES
 
 
 def choose(totals: Sequence[Total], done: Design, n_hosts: int, pages_per_host: float,
@@ -62,19 +70,16 @@ def choose(totals: Sequence[Total], done: Design, n_hosts: int, pages_per_host: 
             host_variance = max(host_variance,
                                 (total.host_error / size) ** 2 * n / (1 - n / n_hosts))
         if share < 1:
-            content_variance = max(content_variance,
-                                   (total.content_error / size) ** 2 * share / (1 - share))
+            content_variance = max(content_variance, (total.content_error / size) ** 2
+                                   * n * share / (1 - share))
     found: list[tuple[float, Design]] = []
     for each in _shares(share, pages_per_host, fixed_share):
-        left = error**2 - content_variance * (1 - each) / each
-        if fixed_hosts:
-            n_needed = min(n_hosts, fixed_hosts)
-        elif left <= 0:
-            n_needed = n_hosts
-        else:  # V (1/n - 1/N) = left
-            n_needed = math.ceil(host_variance / (left + host_variance / n_hosts) or 1)
+        by_content = content_variance * (1 - each) / each
+        # (V + C) / n - V / N = error^2
+        n_needed = min(n_hosts, fixed_hosts) if fixed_hosts else math.ceil(
+            (host_variance + by_content) / (error**2 + host_variance / n_hosts) or 1)
         n_needed = min(n_hosts, max(n_needed, n))
-        missed = max(0.0, content_variance * (1 - each) / each
+        missed = max(0.0, by_content / n_needed
                      + host_variance * (1 / n_needed - 1 / n_hosts) - error**2)
         work = n_needed * (each * pages_per_host + _HOST_PAGES)
         # What misses the error is worse than anything that reaches it.

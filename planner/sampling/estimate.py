@@ -7,11 +7,13 @@ Sampling Techniques, 3rd ed., ch. 6; Saerndal, Swensson and Wretman, Model Assis
 ch. 7). Both samples, of hosts and of contents, are in the ratio: it is taken between the saving
 simulated in the sample and the saving at rest *of the same sample*.
 
-Its variance has two parts. Over hosts it is the linearised one (Cochran eq. 6.13), with the finite
-population correction. Contents are split into 32 groups by their hash; leaving out one group
-after the other (delete-a-group jackknife, Wolter, Introduction to Variance Estimation, ch. 4)
-gives the part of the contents. A ratio of few hosts is biased by 1 / n; below 5 hosts the stated
-error is itself a rough estimate.
+Contents are drawn anew on every host, so how hosts differ from the ratio holds both: how hosts
+differ, and the chance of which contents (the linearised variance, Cochran eq. 6.13; hosts as
+ultimate clusters). The part of the contents is told apart: they are split into 32 groups by their
+hash, and one group after the other is left out (delete-a-group jackknife, Wolter, Introduction to
+Variance Estimation, ch. 4). Where every host was simulated that part is all of the error; the
+other part alone gets the finite population correction. A ratio of few hosts is biased by 1 / n;
+below 5 hosts the stated error is itself a rough estimate.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Total:
     """The fleet's total: f64[T] over time, and its weighted mean over time.
 
     `error` is the standard error of `mean`; `host_error` and `content_error` are its parts, of
-    the choice of hosts and of contents. They do not hold how replicates differ.
+    the choice of hosts (that of contents apart) and of contents. How replicates differ is in none.
     """
 
     series: F64
@@ -99,14 +101,16 @@ def estimate_total(observed: Observed, everywhere: F64, weights: F64) -> Total:
     series = ratio * of_all
     mean = float((series * weights).sum())
     influence = ((values - ratio * auxiliary) * (weights * of_all / of_sample)).sum(axis=1)
+    content_error = abs(mean) * _content_error(observed, is_ratio=bool(has_ratio.any()))
     if n >= n_all:
         host_error = 0.0
     elif n < 2:
         host_error = float("inf")
     else:
-        host_error = float(np.sqrt((1 - n / n_all) * n / (n - 1) * (influence**2).sum()))
-    relative = _content_error(observed, is_ratio=bool(has_ratio.any()))
-    return Total(series, mean, host_error, relative * abs(mean))
+        # Of both: what the contents do by chance is taken out before the correction.
+        both = n / (n - 1) * float((influence**2).sum())
+        host_error = float(np.sqrt((1 - n / n_all) * max(0.0, both - content_error**2)))
+    return Total(series, mean, host_error, content_error)
 
 
 def _content_error(observed: Observed, *, is_ratio: bool) -> float:
