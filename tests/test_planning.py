@@ -24,6 +24,7 @@ from planner.planning import (
 from planner.planning.money import HOURS_PER_YEAR, Use, money, slowdown_share
 from planner.planning.requirements import check, value_of
 from planner.planning.sensitivity import AtRest, Point, at_rest_effects, at_rest_of
+from planner.report.plan_text import found_text
 from planner.report.sweep_text import render_sweep_text
 from planner.report.text import render_json, render_text
 from planner.results import load, save
@@ -265,7 +266,7 @@ def test_the_terminal_tells_intervals_hosts_money_and_requirements() -> None:
     assert " 37 " in line
     assert "3 000" in line
     assert "-1024 !" in next(line for line in text.splitlines() if line.startswith("all "))
-    assert "✓ domain saved >= 5.00 % 11.3 % (95.0 % sure of >= 7.81 %)" in flat
+    assert "✓ domain saved >= 5.00 % 11.3 % (in 10 replicates >= 7.81 %)" in flat
     assert "✗ all" in flat
     assert "at 90.9 % confidence (too few replicates for 95.0 %)" in flat
     assert "failed in 1 of 10 replicates, a, at 30.0 min" in flat
@@ -276,6 +277,13 @@ def test_the_terminal_tells_intervals_hosts_money_and_requirements() -> None:
     assert "all saves 256 MiB [256 MiB, 256 MiB] more than domain" in flat
     assert "splits 300 huge pages (600 MiB)" in flat
     assert "this is one run" not in flat
+
+
+def test_nobody_is_sure_of_more_than_the_replicates_bear_out() -> None:
+    found = check(require(at_least=0, confidence=0.95), rows(*(GIB for _ in range(19))))
+    assert found_text(found.to_json()) == "2.00 GiB (95.0 % sure of >= 2.00 GiB)"
+    found = check(require(at_least=0, confidence=0.95), rows(*(GIB for _ in range(18))))
+    assert found_text(found.to_json()) == "2.00 GiB (in 18 replicates >= 2.00 GiB)"
 
 
 def test_a_fleet_that_does_not_fit_even_while_merged_is_told() -> None:

@@ -157,12 +157,12 @@ def _worth(document: Document) -> str:
     if n < 2:
         return "one run each: no interval."
     saved = [each for each in document["differences"]
-             if each["metric"] == "saved_bytes" and each.get("verdict")]
+             if each["metric"] == "saved_bytes" and each.get("verdict") and each["change"]]
     shown = ", ".join(f"{clean(each['policy'])} "
                       + (each["verdict"] if each["verdict"] == "no difference shown"
                          else f"{each['verdict']} (95 %)") for each in saved)
-    return (f"[ ] is the mean change over {n} paired replicates at 95 %, ~ no difference shown. "
-            f"Saved: {shown}.")
+    return (f"[ ] is the mean change over {n} paired replicates at 95 %, ~ no difference shown."
+            + (f" Saved: {shown}." if shown else ""))
 
 
 def _missing(document: Document) -> list[str]:

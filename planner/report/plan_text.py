@@ -311,8 +311,10 @@ def found_text(verdict: Mapping[str, Any]) -> str:
         if n == 1:
             return text(verdict["value"])
         sign = ">=" if verdict["at_least"] is not None else "<="
-        return (f"{text(verdict['value'])} ({format_share(verdict['confidence'])} sure of {sign} "
-                f"{text(verdict['sure_of'])})")
+        # Of n replicates the next one may be beyond them all with probability 1 / (n + 1).
+        how = f"{format_share(verdict['confidence'])} sure of" \
+            if n / (n + 1) >= verdict["confidence"] - 1e-9 else f"in {n} replicates"
+        return f"{text(verdict['value'])} ({how} {sign} {text(verdict['sure_of'])})"
     if n == 1:
         return text(verdict["worst"]) + _place(verdict["worst_host"], verdict["worst_time_ns"])
     return (f"{text(verdict['worst'])} at worst, failed in {n - verdict['n_held']} of {n} "
