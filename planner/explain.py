@@ -29,7 +29,7 @@ from planner.policies.partition import partition_classes
 from planner.policies.timing import merges_nothing
 from planner.results import policy_row, scenario_of
 from planner.runner import TraceStore, build_hosts
-from planner.scenario.spec import PolicySpec, Scenario
+from planner.scenario.spec import FreePages, PolicySpec, Scenario
 
 __all__ = ["FORMAT_VERSION", "Step", "Waterfall", "explain", "scenario_of_traces"]
 
@@ -122,7 +122,7 @@ def explain(result: Result, policy: str, *, traces: Iterable[Path] = (),
         costs = _costs_of(result, {host.timings for host in scenario.hosts})
         written = _saved_without_writes(scenario, spec, hosts, costs, progress) - saved
     return Waterfall(policy, str(result.run["digest"]),
-                     _steps(scenario, spec, frames, row, written, missed - written), _memos(row))
+                     _steps(scenario, spec, frames, row, written, missed - written), _memos(spec, row))
 
 
 def scenario_of_traces(result: Result, traces: Iterable[Path], store: TraceStore) -> Scenario:
@@ -283,9 +283,11 @@ def _steps(scenario: Scenario, policy: PolicySpec, frames: _Frames, row: dict[st
     return tuple(step for step in steps if step.n_bytes or step.is_total)
 
 
-def _memos(row: dict[str, Any]) -> tuple[Step, ...]:
+def _memos(policy: PolicySpec, row: dict[str, Any]) -> tuple[Step, ...]:
+    zero = ("zero pages that guests gave back, apart" if isinstance(policy.merge, FreePages) else
+            "freed by merging zero pages, apart")
     return (
-        Step("saved_zero", int(row["saved_zero_bytes"]), "freed by merging zero pages, apart"),
+        Step("saved_zero", int(row["saved_zero_bytes"]), zero),
         Step("cow_broken", int(row["cow_breaks"]) * _PAGE_BYTES,
              f"merged, then written to (COW), over the whole run: {row['cow_breaks']} pages"),
         Step("unmerge", int(row["unmerge_bytes"]), "needed if every merge were undone at once"),
