@@ -122,7 +122,8 @@ def explain(result: Result, policy: str, *, traces: Iterable[Path] = (),
         costs = _costs_of(result, {host.timings for host in scenario.hosts})
         written = _saved_without_writes(scenario, spec, hosts, costs, progress) - saved
     return Waterfall(policy, str(result.run["digest"]),
-                     _steps(scenario, spec, frames, row, written, missed - written), _memos(spec, row))
+                     _steps(scenario, spec, frames, row, written, missed - written),
+                     _memos(spec, row))
 
 
 def scenario_of_traces(result: Result, traces: Iterable[Path], store: TraceStore) -> Scenario:
