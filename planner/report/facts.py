@@ -217,7 +217,7 @@ def refused(facts: Facts) -> dict[str, str]:
             found.setdefault(verdict["policy"], "requirement")
     for each in plan.get("policies", ()):
         net = (each.get("money") or {}).get("net")
-        if net is not None and net < 0:
+        if net is not None and round(net) < 0:
             found.setdefault(each["policy"], "money")
     return found
 

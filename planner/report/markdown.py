@@ -32,8 +32,9 @@ def markdown_text(text: str) -> str:
 def markdown_head(head: tuple[str, ...]) -> str:
     """The lines of a terminal's heading as one, in lower case but for units and abbreviations."""
     words = " ".join(part for part in head if part).replace("UN- ", "UN").replace("- ", "-")
-    kept = ("MiB", "GiB", "CPU", "COW")
-    return " ".join(word if word in kept else word.lower() for word in words.split())
+    kept = ("MiB", "GiB", "CPU", "COW", "EUR", "USD")
+    return " ".join(word if word.partition("/")[0] in kept else word.lower()
+                    for word in words.split())
 
 
 def render_markdown(result: Result) -> str:

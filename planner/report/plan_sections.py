@@ -138,7 +138,7 @@ def _strategies(view: PlanView) -> list[Row]:
             "hosts": _UNKNOWN if each["hosts"]["needed"] is None
             else format_count(each["hosts"]["needed"]),
             "money": _UNKNOWN if net is None else _amount(net),
-            "is_loss": net is not None and net < 0,
+            "is_loss": net is not None and round(net) < 0,
             "cpu": _text(metrics["merge_cpu"].get("share"), format_share),
             "cpu_time": _text(metrics["merge_cpu"], _duration),
             "merged": _text(metrics["time_to_merge"], _duration),
@@ -159,7 +159,7 @@ def _strategies(view: PlanView) -> list[Row]:
 
 
 def _amount(money: float) -> str:
-    return f"{'-' if money < 0 else ''}{format_count(abs(round(money)))}"
+    return format_count(round(money))
 
 
 def _strategy_of(facts: Facts, policy: str) -> Row:
@@ -303,7 +303,7 @@ def _money(view: PlanView) -> Row | None:
                       else format_count(found["hosts_saved"]),
                       **{name: write(found[name]) for name in (
                           "hosts", "power", "memory", "cpu", "slowdown", "net")},
-                      "is_loss": found["net"] is not None and found["net"] < 0}
+                      "is_loss": found["net"] is not None and round(found["net"]) < 0}
                      for strategy, found in known]}
 
 

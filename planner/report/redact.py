@@ -52,18 +52,16 @@ class _Labels:
         return self.pattern.sub(label, str(text))
 
 
-def _hosts(result: Result) -> dict[str, str]:
-    """Labels of hosts; machines of one kind keep their numbers."""
+def _hosts(result: Result) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels of hosts by name, and apart from them of machines of one kind: they keep their
+    numbers."""
     specs = result.scenario["hosts"]
-    found = _numbered("host", [host["name"] for host in specs])
-    for host in specs:
-        name, count = str(host["name"]), int(host.get("count", 1))
-        if count > 1:
-            found |= {f"{name}-{number:04d}": f"{found[name]}-{number:04d}"
-                      for number in range(1, count + 1)}
-    for name in result.hosts.column("host").to_pylist():
-        found.setdefault(str(name), f"host-{len(found) + 1}")
-    return found
+    kinds = _numbered("host", [host["name"] for host in specs])
+    machines = {f"{host['name']}-{number:04d}": f"{kinds[str(host['name'])]}-{number:04d}"
+                for host in specs if int(host.get("count", 1)) > 1
+                for number in range(1, int(host["count"]) + 1)}
+    in_tables = [name for name in result.hosts.column("host").to_pylist() if name not in machines]
+    return _numbered("host", [*kinds, *in_tables]), machines
 
 
 def _labels(result: Result) -> _Labels:
@@ -78,10 +76,10 @@ def _labels(result: Result) -> _Labels:
                  for domain in row]
     domains = _numbered("domain", [
         *(guest["domain"] for guest in guests if "domain" in guest), *members, *sensitive,
-        *in_tables])
+        *(domain for draw in draws for domain in draw.get("domains", ())), *in_tables])
+    hosts, machines = _hosts(result)
     found = {
-        "hosts": _numbered("host", [*(host["name"] for host in scenario["hosts"]),
-                                    *result.hosts.column("host").to_pylist()]),
+        "hosts": hosts | machines,
         "guests": _numbered("guest", (guest["name"] for guest in guests)),
         "domains": domains,
         "groups": _numbered("group", groups),
@@ -95,9 +93,7 @@ def _labels(result: Result) -> _Labels:
               for value in dict(entry).values())]),
         "traces": _numbered("trace", (trace["path"] for trace in result.run["traces"])),
     }
-    # A machine of many is its kind and a number: texts need only the kind.
-    machines = set(found["hosts"]) - {str(host["name"]) for host in scenario["hosts"]} \
-        if any(host.get("count", 1) > 1 for host in scenario["hosts"]) else set()
+    # A machine of many is its kind and a number: in texts the kind is enough.
     names = {name for kind in found.values() for name in kind
              if name.strip() and name not in machines}
     longest_first = sorted(names, key=lambda name: (-len(name), name))

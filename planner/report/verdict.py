@@ -23,6 +23,9 @@ __all__ = ["verdict"]
 
 Plan = Mapping[str, Any]
 
+#: What `facts.refused` says, in words.
+_REFUSED = {"requirement": "fails a requirement", "money": "costs more than it brings"}
+
 
 def verdict(facts: Facts) -> tuple[str, ...]:
     """Plain sentences: what to enable if anything, at what price, what fails or is unknown.
@@ -46,10 +49,14 @@ def verdict(facts: Facts) -> tuple[str, ...]:
         sentences.append(f"Do not enable merging unless domains may share pages: {found}.")
         sentences.append(f"{top.label} saves {_saves(facts, top)}, but shares {_exposure(top)}.")
     else:
-        sentences.append(_enable(facts, safe, is_refused=chosen is None))
+        if chosen is None:
+            sentences.append(f"Do not enable merging as planned: {safe.label}, the best strategy "
+                             f"that keeps domains apart, {_REFUSED[refused(facts)[safe.name]]}.")
+        sentences.append(f"{safe.label} saves {_saves(facts, safe)} and shares no page across "
+                         f"domains, for {_cpu(facts, safe)}.")
         sentences += _hosts(facts, safe)
         sentences.append(_unsafe_adds(facts, safe, unsafe))
-    sentences += _failed(facts)
+    sentences += _failed(facts, safe)
     sentences += does_it_fit(facts)
     sentences.append(_unknown(facts, chosen))
     return tuple(sentences)
@@ -66,15 +73,6 @@ def _nothing_worth(facts: Facts, top: Strategy | None) -> list[str]:
             f"Zero pages would give back {_size(facts, zero_bytes)} under {zero.label}, "
             "which ballooning or free-page reporting returns without merging.")
     return sentences
-
-
-def _enable(facts: Facts, safe: Strategy, *, is_refused: bool) -> str:
-    cost = f"for {_cpu(facts, safe)}"
-    what = f"{safe.label} saves {_saves(facts, safe)} and shares no page across domains, {cost}."
-    if not is_refused:
-        return what
-    why = {"requirement": "a requirement on it failed", "money": "it costs more than it brings"}
-    return f"Do not enable merging as planned: {why[refused(facts)[safe.name]]}. {what}"
 
 
 def _cpu(facts: Facts, strategy: Strategy) -> str:
@@ -122,10 +120,11 @@ def _hosts_word(n: int) -> str:
     return "host" if n == 1 else "hosts"
 
 
-def _failed(facts: Facts) -> list[str]:
-    """The requirements that failed, in one sentence."""
+def _failed(facts: Facts, safe: Strategy | None) -> list[str]:
+    """The requirements that failed, in one sentence that names one: of `safe`, if any."""
     verdicts = (facts.plan or {}).get("requirements", ())
-    failed = [each for each in verdicts if not each["is_held"]]
+    failed = sorted((each for each in verdicts if not each["is_held"]),
+                    key=lambda each: safe is None or each["policy"] != safe.name)
     if not failed:
         return []
     first = failed[0]
@@ -146,7 +145,7 @@ def does_it_fit(facts: Facts) -> list[str]:
     merged = [(strategy.label, each["headroom"]) for strategy, each in planned
               if is_short(each) and strategy.label not in dict(never)]
     what = "fleet" if facts.n_hosts > 1 else "host"
-    return [*_lacking(never, f"the {what} does not fit, merged or not: at its worst"),
+    return [*_lacking(never, f"the {what} does not fit: at its worst"),
             *_lacking(merged, f"the {what} fits only while merged: if every merge broke,")]
 
 
