@@ -19,6 +19,7 @@ from planner.details import details_of
 from planner.report import render_html
 from planner.report.charts import charts
 from tests.report_data import make_details, make_result, make_validation
+from tests.report_fleet_data import make_fleet, make_sweep
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                None)
@@ -79,6 +80,15 @@ def test_all_charts_draw_from_disk_without_a_network(tmp_path: Path) -> None:
     figures, log = opened(html, tmp_path)
     assert {name: is_drawn(figure) for name, figure in figures.items()} == dict.fromkeys(
         CHARTS, True)
+    assert "chart-error" not in "".join(figures.values())
+    assert complaints(log) == []
+
+
+def test_all_charts_of_a_fleet_draw_from_disk_without_a_network(tmp_path: Path) -> None:
+    result = make_fleet()
+    figures, log = opened(render_html(result, sweep=make_sweep(result)), tmp_path)
+    assert {name: is_drawn(figure) for name, figure in figures.items()} == dict.fromkeys(
+        charts(result), True)
     assert "chart-error" not in "".join(figures.values())
     assert complaints(log) == []
 
