@@ -22,7 +22,6 @@ from planner.cases import CaseFolder
 from planner.executor import Pool, Progress
 from planner.forecast.cases import Cases, replicate_name
 from planner.forecast.work import HostTask, NeedTask, SurveyTask
-from planner.ksm.records import BYTES_PER_PAGE
 from planner.planning import Fleet, Outcome, outcome, safe_shares
 from planner.planning.samples import read_samples
 from planner.sampling import (
@@ -190,8 +189,8 @@ def _design(run: _Run, survey: _Survey) -> tuple[Design, dict[int, _Simulated]]:
     if not precision.error:
         return Design(min(precision.n_hosts or n_used, n_used),
                       precision.content_share or 1.0), {}
-    pages = work_pages(survey.memory[survey.used].max(axis=1).mean() / BYTES_PER_PAGE,
-                       survey.facts["n_writes"] / n_used) if n_used else 0.0
+    pages = work_pages(survey.facts["n_pages"] / n_used, survey.facts["n_writes"] / n_used) \
+        if n_used else 0.0
     pilot = first_design(n_used, pages)
     design = Design(min(precision.n_hosts, n_used) or pilot.n_hosts,
                     precision.content_share or _rounded(pilot.share))

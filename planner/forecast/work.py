@@ -196,7 +196,7 @@ def _surveyed(replicate: Replicate, times_ns: tuple[int, ...]) -> bytes:
                        "host": timeline.hosts[each.host] if each.host >= 0 else "",
                        "n_guests": each.n_guests, "n_left": each.n_left}
                       for each in timeline.incidents],
-        "n_writes": _n_writes(replicate),
+        **_amounts(replicate),
     }
     return pack(facts, {"hosts": pa.table(columns)})
 
@@ -206,20 +206,23 @@ def _notes(replicate: Replicate) -> list[str]:
             *replicate.requests.notes]
 
 
-def _n_writes(replicate: Replicate) -> int:
-    """Writes to pages of all guests on all machines over the horizon, about."""
+def _amounts(replicate: Replicate) -> dict[str, int]:
+    """Pages of all stays on all machines, and writes to them, about."""
     population, timeline = replicate.population, replicate.timeline
     guests = guests_of(population, replicate.world.scenario, replicate.requests, replicate.number)
-    a_ns = np.zeros(len(population.templates))
+    n_templates = len(population.templates)
+    n_sites, writes_per_ns = np.zeros(n_templates), np.zeros(n_templates)
     for index, template in enumerate(population.templates):
+        n_sites[index] = template.n_sites
         period_ns = population.workloads[template.workload].clock.period_ns
         if period_ns:
             n_a_pass = template_facts(population.contents, template).is_written.sum()
-            a_ns[index] = n_a_pass / period_ns
+            writes_per_ns[index] = n_a_pass / period_ns
     here = timeline.stay_guest
-    copies = guests.n_copies[here] + guests.part[here]
+    template_of, copies = guests.template[here], guests.n_copies[here] + guests.part[here]
     lived_ns = timeline.stay_end_ns - timeline.stay_start_ns
-    return int((a_ns[guests.template[here]] * copies * lived_ns).sum())
+    return {"n_pages": int((n_sites[template_of] * copies + guests.n_fill[here]).sum()),
+            "n_writes": int((writes_per_ns[template_of] * copies * lived_ns).sum())}
 
 
 def _memory(replicate: Replicate, times_ns: I64) -> I64:
