@@ -188,6 +188,14 @@ def test_a_fleet_reads_without_scripts() -> None:
         "yes", "no"]
 
 
+def test_what_only_replays_can_tell_is_left_out_of_a_fleet_without_a_word() -> None:
+    html, told = render_html(make_fleet()), render_html(make_fleet(), details())
+    for name in ("waterfall", "sharing", "diagnosis"):
+        assert f'<section id="{name}"' not in html
+        assert f'<section id="{name}"' in told
+    assert "--details" not in html
+
+
 def test_requirements_have_ticks_also_in_a_single_replay() -> None:
     html = render_html(make_fleet())
     (table,) = (t for t in Page(html).tables if "required" in t[0] and "held" in t[0])
