@@ -217,6 +217,23 @@ def test_a_page_that_leaves_a_sample_comes_back_as_it_was(
     assert (back.pages_sharing, back.huge_splits, back.rmap_items) == (2, splits, 4)
 
 
+@pytest.mark.parametrize(("away_ms", "is_kept"), [(3000, True), (12_000, False)])
+def test_a_checksum_lasts_while_nobody_comes_to_the_page(away_ms: int, is_kept: bool) -> None:
+    # It leaves the sample at the beginning of a pause of 8 scans, and returns as it was before.
+    sites, is_zero = site_table([0], [1])
+    knobs = Knobs(pages_to_scan=1000, sleep_millisecs=1000)
+    probe = spaces_of(sites, is_zero)
+    probe.start_scanner(0, knobs)
+    left_ms = next(ms for ms in range(30_000, 60_000, 100) if probe.advance(ms * MS) is not None
+                   and probe.world.sites[0, k.S_META] >> k.SKIPS_SHIFT & 0xFF == 8)
+    spaces = spaces_of(sites, is_zero, writes((left_ms * MS, 0, UNSEEN, 0),
+                                              ((left_ms + away_ms) * MS, 0, 0, 1)))
+    spaces.start_scanner(0, knobs)
+    spaces.advance((left_ms + away_ms) * MS)
+    assert spaces.counters().rmap_items == 0
+    assert bool(spaces.world.sites[0, k.S_OLD] == 0) is is_kept
+
+
 @pytest.mark.parametrize("away_s", [1, 5, 17, 60, 200])
 def test_a_page_grows_old_outside_the_sample(away_s: int) -> None:
     # One page is outside from the start, its twin is there with contents that nobody else has.

@@ -174,10 +174,27 @@ def aged(meta: int) -> tuple[int, bool]:
 
 
 @helper
-def _older(meta: int, n_scans: int) -> int:
-    """S_META of a page that so many scans have come to; old ages go round in 9 of them."""
-    for _ in range(n_scans if n_scans < 40 else 40 + (n_scans - 40) % 9):
-        meta, _ = aged(meta)
+def _return(s: int, meta: int, w: World) -> int:
+    """S_META of a page that comes back into the sample; forgets its checksum if ksmd took another.
+
+    ksmd came to it in the scans that began since it left: not while its item is there still, and
+    once at least if it is not there any more.
+    """
+    if meta & k.M_ITEM:
+        return meta
+    p = w.sites[s, k.S_PART]
+    n_scans = w.parts[p, k.P_EPOCH] + 2 + w.sites[s, k.S_BASE]
+    if w.sites[s, k.S_OLD] >= 0:
+        n_scans = max(1, n_scans)
+    is_visited = n_scans > 0
+    if w.parts[p, k.P_SMART_SCAN]:
+        is_visited = False
+        # Old ages go round in 9 scans.
+        for _ in range(n_scans if n_scans < 40 else 40 + (n_scans - 40) % 9):
+            meta, is_skipped = aged(meta)
+            is_visited |= not is_skipped
+    if is_visited:
+        w.sites[s, k.S_OLD] = -1
     return meta
 
 
@@ -208,10 +225,11 @@ def write(s: int, content: int, g: int, w: World) -> None:
             sites[s, k.S_BASE] = -1
             if was_unseen and not meta & k.M_ITEM:
                 meta &= ~(k.AGE_MASK | k.SKIPS_MASK)
+                sites[s, k.S_OLD] = -1
         sites[s, k.S_META] = meta
         return
-    if was_unseen and parts[p, k.P_SMART_SCAN]:
-        meta = _older(meta, parts[p, k.P_EPOCH] + 2 + sites[s, k.S_BASE])
+    if was_unseen:
+        meta = _return(s, meta, w)
     old_base = sites[s, k.S_BASE]
     old_frame = sites[s, k.S_FRAME]
     is_ksm = False

@@ -148,7 +148,7 @@ def forget(s: int, w: World) -> None:
         w.sites[s, k.S_META] &= ~k.M_ITEM
         if not w.sites[s, k.S_META] & k.M_UNSEEN:
             w.sites[s, k.S_META] &= ~(k.AGE_MASK | k.SKIPS_MASK)
-        w.sites[s, k.S_OLD] = -1
+            w.sites[s, k.S_OLD] = -1
         w.parts[w.sites[s, k.S_PART], k.P_ITEMS] -= 1
 
 
