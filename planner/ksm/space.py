@@ -44,6 +44,7 @@ from planner.ksm.records import (
     UnmergeCounts,
     counters_of,
 )
+from planner.ksm.slots import close_ring, slots_of, with_arrivals
 
 __all__ = ["MergeSpaces", "Trees", "next_wake_ns"]
 
@@ -204,11 +205,11 @@ class MergeSpaces:
         served = np.where(eligible != 0, partition, -1)
         order = np.argsort(served, kind="stable").astype(np.int32)
         order = order[int((served < 0).sum()) :]
-        slots, slot_of = _slots(order, served, mm, n_partitions)
+        slots, slot_of = slots_of(order, served, mm, n_partitions)
         self._slot_of = {(int(served[order[slots[at, k.L_START]]]) + 1, int(slots[at, k.L_MM])): at
                          for at in range(n_partitions + 1, len(slots))}
-        event_time, rows = _with_arrivals(slots, slot_of, order, served, first[:, 0],
-                                          event_time, rows)
+        event_time, rows = with_arrivals(slots, slot_of, order, served, first[:, 0],
+                                         event_time, rows)
         self._has_exits = bool(exits)
         if exits:
             event_time, rows = self._with_exits(exits, event_time, rows)
@@ -517,7 +518,7 @@ class MergeSpaces:
         head, new_row = len(w.slots), len(w.parts)
         slots = np.zeros((1 + len(mine), k.SLOT_FIELDS), dtype=np.int32)
         slots[1:] = w.slots[[at for _, at in mine]]
-        _close_ring(slots, np.arange(len(slots)), head)
+        close_ring(slots, np.arange(len(slots)), head)
         self._slot_of |= {(new_row, mm): head + 1 + index for index, (mm, _) in enumerate(mine)}
         new = np.zeros((1, k.PART_FIELDS), dtype=np.int64)
         new[0, k.P_PLAN] = w.parts[row, k.P_PLAN]
@@ -584,48 +585,3 @@ def _content_keys(zero: NDArray[np.generic]) -> NDArray[np.uint64]:
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.where(zero != 0, ids, (key ^ (key >> np.uint64(31))) | np.uint64(1 << 63))
-
-
-def _close_ring(slots: I32, members: NDArray[np.int64], offset: int = 0) -> None:
-    """Link these rows of `slots` in a ring, the first being its head; registered, all but it."""
-    slots[members, k.L_NEXT] = np.roll(members, -1) + offset
-    slots[members, k.L_PREV] = np.roll(members, 1) + offset
-    slots[members[1:], k.L_STATE] = k.REGISTERED
-
-
-def _slots(order: I32, served: NDArray[np.generic], mm: I32, n_partitions: int
-           ) -> tuple[I32, I32]:
-    """mm slots per partition and mm, after the heads of the rings; and each order entry's slot."""
-    n_heads = n_partitions + 1
-    key = served[order].astype(np.int64) * 2**32 + mm[order]
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
-    slots = np.zeros((n_heads + len(starts), k.SLOT_FIELDS), dtype=np.int32)
-    slots[:n_heads, k.L_NEXT] = slots[:n_heads, k.L_PREV] = np.arange(n_heads)
-    slots[n_heads:, k.L_START] = starts
-    counts = np.diff(np.append(starts, len(order)))
-    slots[n_heads:, k.L_COUNT] = slots[n_heads:, k.L_MERGEABLE] = counts
-    slots[n_heads:, k.L_MM] = mm[order[starts]]
-    return slots, np.repeat(np.arange(n_heads, len(slots), dtype=np.int32), counts)
-
-
-def _with_arrivals(slots: I32, slot_of: I32, order: I32, served: NDArray[np.generic],
-                   content: I32, event_time: I64, events: I32) -> tuple[I64, I32]:
-    """The events with those of mms that register: each before its first page appears.
-
-    mms with a page at time 0 are registered from the start, in order.
-    """
-    n_heads = len(slots) - len(np.unique(slot_of))
-    present = np.unique(slot_of[content[order] != k.ABSENT])
-    part_of_slot = np.zeros(len(slots), np.int64)
-    part_of_slot[slot_of] = served[order].astype(np.int64) + 1
-    for row in range(1, n_heads):
-        _close_ring(slots, np.append(row, present[part_of_slot[present] == row]))
-    slot_of_site = np.full(len(served), -1, np.int32)
-    slot_of_site[order] = slot_of
-    at = np.flatnonzero(events[:, 1] != k.ABSENT)
-    late, first = np.unique(slot_of_site[events[at, 0]], return_index=True)
-    is_new = (late >= 0) & ~np.isin(late, present)
-    late, first = late[is_new], at[first[is_new]]
-    arrivals = np.column_stack([~late, np.full(len(late), k.REGISTERED), part_of_slot[late]])
-    return (np.insert(event_time, first, event_time[first]),
-            np.ascontiguousarray(np.insert(events, first, arrivals, axis=0), dtype=np.int32))
