@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from planner.engine import simulate_host
 from planner.fleet import FleetHost, build_host
-from planner.ksm import BUILTIN_UNMEASURED, EventTable, MergeSpaces, SiteTable
+from planner.ksm import BUILTIN_UNMEASURED, EventTable, Knobs, MergeSpaces, SiteTable
 from planner.metrics import EVENTS, HOSTS, PARTITIONS, Recorder
 from planner.policies.partition import partition_classes, partition_text
 from planner.policies.timing import merges_nothing, timing_text
@@ -532,3 +533,27 @@ def test_cpu_time_adds_up_and_every_run_is_the_same(mixed: FleetHost, merge: Mer
                 if event["kind"] in ("sync_merge", "ranges_named"))
     if not isinstance(merge, FreePages):
         assert found.last["caller_cpu_ns"] == calls
+
+
+@pytest.mark.parametrize(("merge", "keys"), [
+    (FAST, ()), (FAST, ("tenant",)), (TUNED, ()), (KubeVirt(sleep_ms_baseline=3), ("tenant",))])
+def test_knobs_are_translated_before_any_scanner_gets_them(
+        still: FleetHost, merge: Merge, keys: tuple[str, ...]) -> None:
+    ends = []
+
+    def scanned(knobs: Callable[[Knobs], Knobs] | None) -> int:
+        recorder = Recorder()
+        simulate_host(small(still, 2200), PolicySpec("p", keys, (), merge), sensitive=(),
+                      horizon_ns=3 * MINUTE, sample_every_ns=MINUTE, cost=COST, recorder=recorder,
+                      knobs=knobs, at_end=lambda spaces: ends.append(spaces.now_ns))
+        return int(recorder.table(HOSTS).to_pylist()[-1]["pages_scanned"])
+
+    given: list[Knobs] = []
+
+    def slower(knobs: Knobs) -> Knobs:
+        given.append(knobs)
+        return replace(knobs, pages_to_scan=1)
+
+    assert scanned(slower) < scanned(None) / 10
+    assert {knobs.pages_to_scan for knobs in given} & {1000, 300, 100}
+    assert ends == [3 * MINUTE] * 2
