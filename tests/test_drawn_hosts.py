@@ -351,8 +351,8 @@ def test_a_sample_holds_contents_with_all_their_copies_and_pages_at_the_share() 
         pages.append(len(sites) / len(full.site_mm))
     assert n_kept / n_common == pytest.approx(share, abs=0.05)
     assert np.mean(pages) == pytest.approx(share, abs=0.02)
-    # Common contents are the same ones on all hosts.
-    assert all(sites == kept_everywhere[0] for sites in kept_everywhere)
+    # Every host has a sample of its own.
+    assert any(sites != kept_everywhere[0] for sites in kept_everywhere)
 
 
 def test_the_estimate_from_samples_is_right_in_the_mean() -> None:

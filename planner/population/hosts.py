@@ -85,6 +85,7 @@ class HostBuilder:
         """The machine `host`, an index into the timeline's."""
         timeline = self._timeline
         arrays = _Arrays(self._population.contents)
+        self._sampler.begin(host)
         stays = timeline.stays_on(host)
         for stay in range(stays.start, stays.stop):
             self._add_stay(arrays, stay)

@@ -1,8 +1,9 @@
 """Which pages of a drawn guest are in a sample by content.
 
 Every page is in the sample with the same probability, the content share, so every page of the
-sample stands for `1 / share` pages. Common contents are drawn by a hash of the content: with all
-their copies, on all hosts. Contents that repeat inside a guest only are drawn by guest and
+sample stands for `1 / share` pages. Common contents are drawn by a hash of the content and the host:
+with all their copies there. Other hosts have others, since merging is within a host and independent
+samples add up to a more exact one. Contents that repeat inside a guest only are drawn by guest and
 content. Private pages are drawn by guest and site, so that a page that is written again and again
 stays in the sample. *Frequent* contents (the zero page; those with more than about `16 / share`
 copies on a host) are all taken, but only a share of their pages is, drawn by site: a sample of
@@ -115,8 +116,8 @@ def content_bits(contents: Contents, content: I64, copy: I64) -> U64:
 class Sampler:
     """Draws the pages of guests; knows which contents are frequent in this fleet.
 
-    `content_share` in (0, 1]. The sample depends on seed, replicate and share, not on hosts (but
-    for which contents are frequent, which follows from all hosts together).
+    `content_share` in (0, 1]. The sample depends on seed, replicate, share and host (which is said
+    by `begin`); which contents are frequent follows from all hosts together.
     """
 
     def __init__(self, population: Population, timeline: Timeline, guests: Guests, *, seed: int,
@@ -126,11 +127,15 @@ class Sampler:
         self._share = content_share
         self._seed, self._replicate = seed, replicate
         self._limit = np.uint64(min(int(content_share * 2.0**64), 2**64 - 1))
-        self._salt = guest_key(seed, replicate, "content sample")
-        self._common: dict[int, tuple[int, I64]] = {}
+        self.begin(0)
         self._is_frequent = np.zeros(len(population.contents), bool)
         if content_share < 1.0:
             self._is_frequent = self._find_frequent(timeline, guests)
+
+    def begin(self, host: int) -> None:
+        """Draw guests of this host from now on."""
+        self._salt = guest_key(self._seed, self._replicate, "content sample", host)
+        self._common: dict[int, tuple[int, I64]] = {}
 
     def _find_frequent(self, timeline: Timeline, guests: Guests) -> Bools:
         """Contents with more copies than the limit on a host, as a mean of those that have any.
