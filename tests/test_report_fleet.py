@@ -61,6 +61,8 @@ RESULTS = {
         [POLICIES[0], ("loss", "ksmd", "none", -0.05, 3.0, 0, 4)]),
     "fits only while merged": short_of_memory,
     "no samples in time": lambda: replace(make_fleet(), series=make_fleet().series.slice(0, 0)),
+    "a replay with replicates": lambda: with_plan(
+        make_fleet(notes=()), is_drawn=False, n_machines=1, is_sampled=False),
     "hostile": lambda: make_fleet([(name, *POLICIES[1][1:]) for name in NASTY[:4]],
                                   n_replicates=2, notes=tuple(NASTY)),
 }
@@ -74,6 +76,17 @@ def test_every_chart_of_a_fleet_compiles(name: str) -> None:
         svg = compiled(spec)
         assert svg.startswith("<svg")
         assert "NaN" not in svg
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_fleet_has_a_page_with_the_charts_it_has(name: str) -> None:
+    result = RESULTS[name]()
+    html = render_html(result)
+    page = Page(html)
+    assert page.tags[-1][0] == "script"
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "figure"] == list(charts(result))
+    cells = [cell for table in page.tables for row in table for cell in row]
+    assert not [cell for cell in cells if re.search(r"None|nan\b|inf\b", cell)]
 
 
 def test_a_fleet_with_all_there_is_has_all_charts_in_the_order_of_the_page() -> None:
@@ -154,6 +167,7 @@ def test_the_strategies_of_a_fleet_stand_in_a_table_with_both_intervals() -> Non
         abs=0.05)
     assert row["hosts needed"] == "4"
     assert row["required"] == "✓ 2"
+    assert table[2][table[0].index("cross-domainpages")] == "244 9601 pair of domains"
     text = section(render_html(make_fleet()), "strategies")
     assert "[ ] holds 90 % of 5 replicates" in text
     assert "6 refits on guests drawn again from those captured" in text

@@ -147,7 +147,8 @@ def _strategies(view: PlanView) -> list[Row]:
             "cross_interval": _interval(metrics["cross_domain_pages"], _count),
             "sensitive": _text(metrics["cross_domain_sensitive_pages"], _count),
             "is_sensitive_shared": bool(metrics["cross_domain_sensitive_pages"]["median"]),
-            "pairs": _text(metrics["exposed_domain_pairs"], _count),
+            "pairs": _count(metrics["exposed_domain_pairs"]["median"] or 0)
+            if not strategy.is_safe else "",
             "headroom": _UNKNOWN if headroom is None
             else _text(metrics["unmerge_headroom_p50"], _size),
             "headroom_worst": "" if headroom is None else format_size(headroom["worst_bytes"]),
