@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planner.engine.spaces import first_equal
 from planner.metrics import Result
 from planner.policies.timing import merge_text
 from planner.policies.triggers import Stay, timed_rounds
@@ -267,3 +268,11 @@ def test_triggers_fire_when_they_say() -> None:
     assert times(sync, 150 * SECOND) == tuple(t * SECOND for t in (50, 60, 100))
     assert merge_text(sync) == "sync boot + 60.0 s, every 50.0 s"
     assert merge_text(FAST) == "ksmd 1000 pages / 20 ms"
+
+
+@pytest.mark.parametrize("n", [0, 1, 50, 3000])
+def test_contents_are_numbered_alike_by_table_and_by_sort(n: int) -> None:
+    values = np.random.default_rng(n).integers(0, max(1, n // 2), n)
+    by_table, by_sort = first_equal(values, max(1, n)), first_equal(values, 10**9)
+    assert (by_table == by_sort).all()
+    assert by_table.tolist() == [values.tolist().index(value) for value in values.tolist()]

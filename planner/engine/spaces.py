@@ -10,7 +10,7 @@ from planner.ksm.cost import CostModel
 from planner.ksm.records import UNSEEN, EventTable, SiteTable
 from planner.ksm.space import MergeSpaces, Trees
 
-__all__ = ["merge_spaces"]
+__all__ = ["first_equal", "merge_spaces"]
 
 
 def merge_spaces(host: FleetHost, partition_of_site: npt.NDArray[np.int32], *,
@@ -55,11 +55,20 @@ def _contents_in_spaces(host: FleetHost, space_of_site: npt.NDArray[np.int32],
     present = content >= 0
     n_contents = len(host.content_is_zero)
     pair = (space[present].astype(np.int64) + 1) * n_contents + content[present]
-    pairs, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    rank = np.empty(len(pairs), np.int32)
-    rank[order] = np.arange(len(pairs), dtype=np.int32)
+    first = first_equal(pair, (int(space.max(initial=-1)) + 2) * n_contents)
+    is_first = first == np.arange(len(pair))
+    rank = np.cumsum(is_first, dtype=np.int32) - 1
     ids = np.where(content == UNSEEN, UNSEEN, -1).astype(np.int32)
-    ids[present] = rank[inverse]
-    zero = np.asarray(host.content_is_zero[pairs[order] % n_contents], np.uint8)
+    ids[present] = rank[first]
+    zero = np.asarray(host.content_is_zero[pair[is_first] % n_contents], np.uint8)
     return ids, zero
+
+
+def first_equal(values: npt.NDArray[np.int64], n_values: int) -> npt.NDArray[np.int64]:
+    """Where each of the values, from 0 to `n_values`, stands first."""
+    if n_values <= 8 * len(values) + (1 << 20):  # a table is no larger than what a sort takes
+        at = np.full(n_values, -1, np.int64)
+        at[values[::-1]] = np.arange(len(values) - 1, -1, -1)
+        return np.asarray(at[values])
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])

@@ -45,12 +45,16 @@ def with_arrivals(slots: I32, slot_of: I32, order: I32, served: NDArray[np.gener
     part_of_slot[slot_of] = served[order].astype(np.int64) + 1
     for row in range(1, n_heads):
         close_ring(slots, np.append(row, present[part_of_slot[present] == row]))
-    slot_of_site = np.full(len(served), -1, np.int32)
+    is_late = np.zeros(len(slots) + 1, bool)  # with one more for sites that nobody serves
+    is_late[slot_of] = True
+    is_late[present] = False
+    if not is_late.any():
+        return event_time, events
+    slot_of_site = np.full(len(served), len(slots), np.int32)
     slot_of_site[order] = slot_of
-    at = np.flatnonzero(events[:, 1] != k.ABSENT)
+    at = np.flatnonzero((events[:, 1] != k.ABSENT) & is_late[slot_of_site[events[:, 0]]])
     late, first = np.unique(slot_of_site[events[at, 0]], return_index=True)
-    is_new = (late >= 0) & ~np.isin(late, present)
-    late, first = late[is_new], at[first[is_new]]
+    first = at[first]
     arrivals = np.column_stack([~late, np.full(len(late), k.REGISTERED), part_of_slot[late]])
     return (np.insert(event_time, first, event_time[first]),
             np.ascontiguousarray(np.insert(events, first, arrivals, axis=0), dtype=np.int32))
