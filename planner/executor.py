@@ -285,7 +285,8 @@ class _Processes:
                         f"the process that worked on it ended {n_tries[case.key]} times without "
                         "an answer", where=case.name,
                         instead="if memory ran out (see dmesg), use fewer --workers or a smaller "
-                                "precision.content_share; what was finished is kept")
+                                "precision.contents; a program of yours needs its main part "
+                                "under `if __name__ == \"__main__\":`; what was finished is kept")
             suspects.extend(broken)
 
     def _fly(self, work: Work, source: deque[Case], done: Done) -> list[Case]:
@@ -404,7 +405,7 @@ class _Cluster:
                 "the workers that did it ended without an answer, one after another",
                 where=case.name,
                 instead="if memory ran out, give workers more of it or use a smaller "
-                        "precision.content_share; what was finished is kept")
+                        "precision.contents; what was finished is kept")
         if isinstance(error, CancelledError | OSError):
             return self._lost()
         return error

@@ -1,9 +1,9 @@
 """Which pages of a drawn guest are in a sample by content.
 
 Every page is in the sample with the same probability, the content share, so every page of the
-sample stands for `1 / share` pages. Common contents are drawn by a hash of content and host, with all
-their copies there. Other hosts have others: merging is within a host, and independent samples add
-up to a more exact one. Contents that repeat inside a guest only are drawn by guest and
+sample stands for `1 / share` pages. Common contents are drawn by a hash of content and host: with
+all their copies there. Other hosts have others, since merging is within a host, and independent
+samples add up to a more exact one. Contents that repeat inside a guest only are drawn by guest and
 content. Private pages are drawn by guest and site, so that a page that is written again and again
 stays in the sample. *Frequent* contents (the zero page; those with more than about `16 / share`
 copies on a host) are all taken, but only a share of their pages is, drawn by site: a sample of
