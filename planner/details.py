@@ -42,12 +42,14 @@ def details_of(result: Result, *, traces: Iterable[Path] = (), store: TraceStore
     """The document for `result`, as JSON-able numbers and strings.
 
     `traces` are folders to look in, by digest, for traces that are not where the result says.
-    Takes about as long as the run took. Raises DataError as `planner.explain.explain` does.
+    Takes about as long as the run took. Where guests were drawn, waterfalls and sharing are empty:
+    they are of captured guests on their hosts. Raises DataError as `planner.explain.explain` does.
     """
     store, traces = store or TraceStore(), tuple(traces)
     scenario = scenario_of_traces(result, traces, store)
-    hosts = build_hosts(scenario, store)
-    policies = [row["policy"] for row in result.summary.to_pylist() if row["merge"] != "never"]
+    hosts = [] if scenario.is_fleet else build_hosts(scenario, store)
+    policies = [row["policy"] for row in result.summary.to_pylist()
+                if row["merge"] != "never" and not scenario.is_fleet]
     n_steps = len(policies) + 1
     waterfalls = []
     for index, policy in enumerate(policies):
@@ -67,7 +69,8 @@ def details_of(result: Result, *, traces: Iterable[Path] = (), store: TraceStore
     return {
         "format_version": FORMAT_VERSION, "kind": "planner.details",
         "digest": result.run["digest"], "waterfalls": waterfalls,
-        "sharing": [matrix.to_json() for matrix in sharing_matrices(scenario, hosts)],
+        "sharing": [matrix.to_json() for matrix in sharing_matrices(scenario, hosts)]
+        if hosts else [],
         "diagnosis": diagnosis,
     }
 

@@ -175,8 +175,7 @@ def _result(job: _Job, store: TraceStore, text: str, *, again: bool, with_detail
         line.done()
     kept(result, path)
     job.kept.remove()
-    # Details are of captured guests on their hosts.
-    if with_details and not scenario.is_fleet:
+    if with_details:
         _add_details(result, path, store)
     return result
 
@@ -198,8 +197,10 @@ def _sweep_folder(folder: Path, cases: Sequence[Case]) -> Path:
 
 def _tell_sweep(folder: Path, jobs: Sequence[_Job], results: Sequence[Result], as_json: bool
                 ) -> None:
-    """Write sweep.json beside the cases, and print it."""
+    """Write sweep.json beside the cases and into their reports, and print it."""
+    from planner.details import read_details
     from planner.planning import inputs_of, sweep_document
+    from planner.report.html import render_html
     from planner.report.sweep_text import render_sweep_text
 
     found = sweep_document([
@@ -207,6 +208,9 @@ def _tell_sweep(folder: Path, jobs: Sequence[_Job], results: Sequence[Result], a
         for job, result in zip(jobs, results, strict=True)])
     text = json.dumps(found, indent=1)
     write_text(folder / "sweep.json", text + "\n")
+    for job, result in zip(jobs, results, strict=True):
+        details = read_details(job.path, job.digest)
+        write_text(job.path / "report.html", render_html(result, details, sweep=found))
     if as_json:
         typer.echo(text)
         return
