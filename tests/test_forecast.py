@@ -364,7 +364,15 @@ sweep:
     assert made.name.startswith("tiny-sweep-")
     document = json.loads((made / "sweep.json").read_text())
     assert {row["inputs"]["hosts.host.count"] for row in document["cases"]} == {3, 4}
-    assert len([each for each in made.iterdir() if each.is_dir()]) == 2
+    folders = [each for each in made.iterdir() if each.is_dir()]
+    assert len(folders) == 2
+    # The report made anew holds the sweep, too.
+    before = (folders[0] / "report.html").read_text()
+    page = tmp_path / "again.html"
+    assert main(["report", str(folders[0]), "--format", "html", "-o", str(page)]) == 0
+    assert page.read_text() == before
+    (made / "sweep.json").write_text("{}")
+    assert main(["report", str(folders[0]), "--format", "html", "-o", str(page)]) == 3
     assert cli(str(path), "-o", str(tmp_path / "one"), "--workers", "1", "--no-sweep",
                "--set", "replicates=1") == 0
     assert len(list((tmp_path / "one").iterdir())) == 1

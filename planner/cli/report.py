@@ -64,7 +64,7 @@ def report(
             raise UsageError("a page of HTML cannot go to a terminal", where="--format html",
                              instead="name a file with -o")
         text = _page(loaded, _details(loaded, folder, with_details, traces or []),
-                     validation or [], is_static, is_redacted)
+                     validation or [], _sweep(folder), is_static, is_redacted)
     else:
         if with_details:
             _details(loaded, folder, with_details, traces or [])
@@ -91,8 +91,25 @@ def _text(result: Result, form: str, is_terminal: bool) -> str:
     return render_text(result, width=max(60, width), colour=is_terminal)
 
 
+def _sweep(folder: Path) -> dict[str, Any] | None:
+    """The sweep that the result is a case of; None where it is none of any."""
+    from planner.errors import DataError
+
+    path = folder.absolute().parent / "sweep.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot be read ({error})", where=str(path),
+                        instead="run the sweep again") from error
+    if not isinstance(found, dict) or found.get("kind") != "planner.sweep":
+        raise DataError("is no sweep", where=str(path), instead="run the sweep again")
+    return found
+
+
 def _page(result: Result, details: dict[str, Any] | None, validation: list[Path],
-          is_static: bool, is_redacted: bool) -> str:
+          sweep: dict[str, Any] | None, is_static: bool, is_redacted: bool) -> str:
     from planner.errors import DataError
     from planner.report.html import render_html
 
@@ -107,7 +124,7 @@ def _page(result: Result, details: dict[str, Any] | None, validation: list[Path]
             raise DataError("is not a JSON object", where=str(path),
                             instead="name a file that planner validate wrote")
         records.append(record)
-    return render_html(result, details, validation=records, is_static=is_static,
+    return render_html(result, details, validation=records, sweep=sweep, is_static=is_static,
                        is_redacted=is_redacted)
 
 
