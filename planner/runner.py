@@ -87,8 +87,7 @@ ASSUMPTIONS = (
 #: In place of the first assumption, where guests are drawn.
 DRAWN_ASSUMPTIONS = (
     "Guests are drawn like the captured ones, with contents in common as often as those had and "
-    "private contents of their own; the capture is passed through again and again "
-    "(docs/fleets.md).",
+    "private contents of their own; the capture is passed through again and again.",
     "All strategies meet the same guests, placements, writes and incidents; replicates differ in "
     "all of them.",
 )
