@@ -6,6 +6,7 @@ process, once (`planner.forecast.world`).
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,6 +123,9 @@ def simulated(world: World, host: FleetHost, times_ns: tuple[int, ...],
         for name, table in rows.items():
             tables[name].append(table)
         policies.append(facts)
+        # A simulation is a ring of a few objects that hold many arrays: nobody else would let
+        # them go before the next one needs as much again.
+        gc.collect()
     facts = {
         "host": host.spec.name, "n_sites": len(host.site_mm), "n_events": len(host.event_time_ns),
         "n_guests": len(host.guests), "n_mms": len(host.mms),
