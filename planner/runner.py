@@ -46,7 +46,7 @@ from planner.metrics import (
 )
 from planner.planning import Outcome, plan, summary_row
 from planner.policies.partition import partition_text
-from planner.policies.timing import merge_text
+from planner.policies.timing import timing_text
 from planner.results import scenario_digest
 from planner.scenario.spec import (
     ArrivalFacts,
@@ -392,7 +392,7 @@ def _replay_result(record: _Record, replayed: Replayed,
 
 
 def _texts(policy: PolicySpec) -> dict[str, str]:
-    return {"policy": policy.name, "merge": merge_text(policy.merge),
+    return {"policy": policy.name, "merge": timing_text(policy),
             "partition_by": partition_text(policy)}
 
 
