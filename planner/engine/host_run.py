@@ -159,11 +159,16 @@ class HostRun:
     def _record_partitions(self) -> None:
         stage = self._stage
         host = stage.host
-        guest_of_site = np.array([mm.guest for mm in host.mms], np.int64)[host.site_mm]
+        n_eligible = np.bincount(host.site_class[host.site_eligible != 0],
+                                 minlength=len(host.classes))
+        guests_of: list[set[int]] = [set() for _ in self._names]
+        for item, partition, n_sites in zip(host.classes, stage.map.of_class.tolist(),
+                                            n_eligible.tolist(), strict=True):
+            if partition >= 0 and n_sites:
+                guests_of[partition].add(item.guest)
         freed = self._freed_frames()
         for index, counters in enumerate(stage.spaces.partition_counters()):
-            mine = (stage.partition_of_site == index) & (host.site_eligible != 0)
-            guests = np.unique(guest_of_site[mine])
+            guests = guests_of[index]
             domains = sorted({host.guests[guest].domain for guest in guests})
             columns = sample_columns(counters, int(freed[index]), 0)
             self._recorder.add(PARTITIONS, {
