@@ -245,7 +245,7 @@ def _hosts_needed(view: PlanView) -> Spec | None:
                 view.facts, values)
     x: Spec = {"field": "n", "type": "quantitative", "title": "hosts",
                "scale": {"zero": False, "nice": False, "domain": [first, last]},
-               "axis": {"format": "d", "values": list(range(
+               "axis": {"format": "d", "labelOverlap": False, "values": list(range(
                    first, last + 1, max(1, (last - first) // _MAX_TICKS)))}}
     y: Spec = {"field": "share", "type": "quantitative", "title": "replicates that fit (%)",
                "scale": {"domain": [0, 104], "nice": False},

@@ -17,6 +17,7 @@ from planner.report.plan_text import (
     sampled_text,
 )
 from planner.report.plan_view import Band, PlanView, spread_of
+from planner.report.sweep_section import elasticity_text
 from planner.units import format_count, format_duration, format_share, format_size
 
 __all__ = ["plan_page", "requirement_rows", "sampling_part"]
@@ -438,8 +439,7 @@ def _sensitivity(view: PlanView) -> list[Row]:
             "low_at": write(effect["low_at"]), "high_at": write(effect["high_at"]),
             "low": _size(effect["low"]), "high": _size(effect["high"]),
             "swing": _size(effect["swing"]),
-            "elasticity": _UNKNOWN if effect["elasticity"] is None
-            else f"{effect['elasticity']:+.2f} %"})
+            "elasticity": elasticity_text(effect["elasticity"])})
     return rows
 
 

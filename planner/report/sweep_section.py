@@ -10,7 +10,7 @@ from planner.report.facts import clean
 from planner.report.plan_text import metric_text
 from planner.units import format_size
 
-__all__ = ["sweep_view"]
+__all__ = ["elasticity_text", "sweep_view"]
 
 #: Rows shown at most; sweep.json has all.
 MAX_ROWS = 400
@@ -53,9 +53,15 @@ def _view(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
             "policy": clean(each["policy"]), "input": clean(each["input"], 80),
             "low_at": clean(each["low_at"], 40), "high_at": clean(each["high_at"], 40),
             "low": format_size(round(each["low"])), "high": format_size(round(each["high"])),
-            "elasticity": "–" if each["elasticity"] is None
-            else f"{each['elasticity']:+.2f} %"} for each in document["effects"]],
+            "elasticity": elasticity_text(each["elasticity"])} for each in document["effects"]],
     }
+
+
+def elasticity_text(elasticity: float | None) -> str:
+    """Per cent of the saving per per cent of an input; a dash where it is not known."""
+    if elasticity is None:
+        return "–"
+    return f"{elasticity:+.2f} %" if abs(elasticity) >= 0.005 else "0 %"
 
 
 def _cell(metric: str, found: Mapping[str, Any] | None) -> dict[str, str]:
@@ -63,7 +69,7 @@ def _cell(metric: str, found: Mapping[str, Any] | None) -> dict[str, str]:
     if found is None or found["median"] is None:
         return {"text": "–", "interval": ""}
     text = metric_text(metric, found["median"])
-    if found.get("low") is None or found["low"] == found["high"]:
+    if found.get("low") is None:
         return {"text": text, "interval": ""}
-    return {"text": text, "interval": f"[{metric_text(metric, found['low'])}, "
-                                      f"{metric_text(metric, found['high'])}]"}
+    low, high = (metric_text(metric, found[bound]) for bound in ("low", "high"))
+    return {"text": text, "interval": "" if low == high else f"[{low}, {high}]"}
