@@ -75,7 +75,9 @@ PARTITIONS = _kind("partitions", [
     ("policy", _TEXT), ("host", _TEXT), ("partition", _TEXT), ("n_domains", _I64),
     ("domains", pa.list_(_TEXT)), ("n_guests", _I64), ("eligible_pages", _I64), *_COUNTERS,
     ("saved_bytes", _I64), ("saved_zero_bytes", _I64), *_EXPOSURE, ("merge_cpu_ns", _I64),
-])
+    # at any sample, while all else is of the end
+    ("most_cross_domain_pages", _I64),
+], nullable=("most_cross_domain_pages",))
 
 EVENTS = _kind("events", [
     ("policy", _TEXT), ("host", _TEXT), ("time_ns", _I64), ("kind", _TEXT),
@@ -94,6 +96,8 @@ REPLICATES = _kind("replicates", [
     ("saved_share", pa.float64()), ("saved_end_bytes", _I64), ("saved_peak_bytes", _I64),
     ("saved_per_core_hour_bytes", _I64), ("metadata_bytes", _I64), ("pages_shared", _I64),
     ("pages_sharing", _I64), ("merge_cpu_ns", _I64), ("core_time_ns", _I64), *_WORK,
+    # of the memory that guests came with, also before the warm-up
+    ("huge_split_share", pa.float64()),
     ("time_to_90_ns", _I64), ("merged_after_p50_ns", _I64), ("merged_after_p95_ns", _I64),
     ("cow_breaks", _I64), ("cow_p99_per_s", pa.float64()), ("cow_worst_per_s", pa.float64()),
     ("cow_worst_host", _TEXT), ("cow_worst_time_ns", _I64), ("storm_ns", _I64),
@@ -104,8 +108,9 @@ REPLICATES = _kind("replicates", [
     ("free_worst_bytes", _I64), ("free_worst_host", _TEXT), ("free_worst_time_ns", _I64),
     ("safe_share", pa.float64()), ("safe_overcommit", pa.float64()),
     ("hosts_used", _I64), ("hosts_needed", _I64), ("n_guests", _I64), ("rejected_guests", _I64),
-], nullable=("saved_per_core_hour_bytes", *_WORK_NAMES, "time_to_90_ns", "merged_after_p50_ns",
-             "merged_after_p95_ns", "cow_worst_host", "cow_worst_time_ns", "exposed_domain_pairs",
+], nullable=("saved_per_core_hour_bytes", *_WORK_NAMES, "huge_split_share", "time_to_90_ns",
+             "merged_after_p50_ns", "merged_after_p95_ns", "cow_worst_host", "cow_worst_time_ns",
+             "exposed_domain_pairs",
              "headroom_p50_bytes", "headroom_p99_bytes", "headroom_worst_bytes",
              "headroom_worst_host", "headroom_worst_time_ns", "free_worst_bytes",
              "free_worst_host", "free_worst_time_ns", "hosts_needed"))

@@ -87,7 +87,7 @@ def test_what_is_not_known_does_not_hold() -> None:
 
 
 USE = Use(hosts_saved=3, saved_bytes=100 * GIB, merge_cpu_ns=HOUR // 10, core_time_ns=8 * HOUR,
-          window_ns=HOUR, huge_splits=1024, guest_memory_bytes=8 * GIB)
+          window_ns=HOUR, split_share=0.25)
 
 
 def test_money_counts_whole_hosts_and_power_less_cpu() -> None:
@@ -123,13 +123,12 @@ def test_nothing_is_told_where_a_price_is_missing() -> None:
 
 def test_split_huge_pages_slow_guests_down_in_proportion() -> None:
     costs = CostsSpec(cpu_price=0.01, huge_page_slowdown=0.08)
-    # 1024 pages of 2 MiB are a quarter of 8 GiB.
     assert slowdown_share(costs, USE) == pytest.approx(0.02)
     found = money(costs, USE)
     assert found is not None
     assert found.slowdown == pytest.approx(-0.02 * 8 * HOURS_PER_YEAR * 0.01)
     assert slowdown_share(CostsSpec(), USE) is None
-    assert slowdown_share(costs, replace(USE, huge_splits=None)) is None
+    assert slowdown_share(costs, replace(USE, split_share=None)) is None
 
 
 def test_main_effects_rank_what_was_swept() -> None:
@@ -277,6 +276,22 @@ def test_the_terminal_tells_intervals_hosts_money_and_requirements() -> None:
     assert "all saves 256 MiB [256 MiB, 256 MiB] more than domain" in flat
     assert "splits 300 huge pages (600 MiB)" in flat
     assert "this is one run" not in flat
+
+
+def test_what_was_never_reached_took_longer_than_all_else() -> None:
+    def told(*times: int | None) -> dict[str, Any]:
+        found: dict[str, Any] = plan(fleet_scenario("off"), [
+            simple_outcome("off", i, GIB, merged_after_p95_ns=each)
+            for i, each in enumerate(times)])["policies"][0]["metrics"]["time_to_merge"]
+        return found
+
+    assert told(1, 2, 3)["median"] == 2
+    assert told(1, 2, 3)["low"] is not None
+    found = told(2, 4, None)
+    assert (found["median"], found["low"], found["high"], found["n"]) == (4, None, None, 2)
+    assert told(2, 4, 6, None)["median"] == 5
+    assert told(2, None)["median"] is None
+    assert told(2, None, None)["median"] is None
 
 
 def test_nobody_is_sure_of_more_than_the_replicates_bear_out() -> None:

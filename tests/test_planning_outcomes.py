@@ -112,6 +112,27 @@ def test_domains_count_as_exposed_only_where_something_crossed() -> None:
     assert row["exposed_domain_pairs"] == 3
     assert row["cross_domain_pages"] == 5
     assert outcome("p", 0, fleet(), rows).row["exposed_domain_pairs"] is None
+    # Guests that left shared pages while they were there.
+    gone = [{**row, "cross_domain_pages": 0, "most_cross_domain_pages": row["cross_domain_pages"]}
+            for row in partitions]
+    assert outcome("p", 0, fleet(), rows, partitions=gone).row["exposed_domain_pairs"] == 3
+
+
+def test_what_was_split_before_the_warm_up_is_split() -> None:
+    # Four guests of 1 GiB, one after another on each host; each has half of it split at its start.
+    def rows(host: str) -> list[dict[str, object]]:
+        return [sample(host, HOUR * 3 // 8 * i, guest_memory_bytes=GIB, n_guests=1,
+                       huge_splits=256 * (i + 1)) for i in range(4)]
+
+    starts = tuple((host, f"g{host}{i}", HOUR * 3 // 8 * i) for host in "ab" for i in range(4))
+    row = outcome("p", 0, fleet(starts=starts), samples(*rows("a"), *rows("b"))).row
+    assert row["huge_split_share"] == pytest.approx(0.5)
+    assert row["huge_splits"] == 2 * 2 * 256
+    # All at the start, long before anything counts.
+    still = [sample("a", 0, guest_memory_bytes=2 * GIB, n_guests=2, huge_splits=512)]
+    one = outcome("p", 0, fleet(starts=(("a", "x", 0), ("a", "y", 0))), samples(*still)).row
+    assert (one["huge_split_share"], one["huge_splits"]) == (0.5, 0)
+    assert outcome("p", 0, fleet(), samples(*still)).row["huge_split_share"] is None
 
 
 def event(kind: str, time_ns: int, *, guest: str = "", partition: str = "all",

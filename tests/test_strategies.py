@@ -325,6 +325,15 @@ def test_what_guests_leave_behind_is_freed(still: FleetHost) -> None:
             == [empty.at(110 * SECOND)[name] for name in ("full_scans", "merge_cpu_ns")]
 
 
+def test_what_guests_shared_before_they_left_is_told(still: FleetHost) -> None:
+    host = coming(still, [0, 0, 0], [100, 100, 100], [0, 0, 0])
+    for merge in (FAST, AT_BOOT):
+        row = simulate(host, one(merge)).partitions["all"]
+        assert (row["cross_domain_pages"], row["most_cross_domain_pages"]) == (0, 300)
+    apart = simulate(host, PolicySpec("p", ("domain",), (), FAST)).partitions
+    assert [row["most_cross_domain_pages"] for row in apart.values()] == [0, 0]
+
+
 def test_memory_needed_otherwise_is_pressure(still: FleetHost) -> None:
     policy = one(Sync((Trigger("pressure", share=0.2),)))
     host = replace(small(still, 4000), pressure=(

@@ -167,6 +167,7 @@ class HostRun:
             if partition >= 0 and n_sites:
                 guests_of[partition].add(item.guest)
         freed = self._freed_frames()
+        most_cross = stage.spaces.most_cross_domain_pages()
         for index, counters in enumerate(stage.spaces.partition_counters()):
             guests = guests_of[index]
             domains = sorted({host.guests[guest].domain for guest in guests})
@@ -176,6 +177,7 @@ class HostRun:
                 "partition": stage.map.names[index], "n_domains": len(domains),
                 "domains": domains, "n_guests": len(guests),
                 "eligible_pages": counters.eligible_pages,
+                "most_cross_domain_pages": most_cross[index],
                 **_of_kind(PARTITIONS, columns)})
 
 

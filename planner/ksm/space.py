@@ -139,6 +139,7 @@ class MergeSpaces:
         self.hz = hz
         self.cost = cost
         self._n_partitions = n_partitions
+        self._most_cross = np.zeros(n_partitions + 1, np.int64)
         self._now_ns = 0
         n = len(sites)
         zero = _column(content_is_zero, np.uint8, "content_is_zero")
@@ -556,10 +557,19 @@ class MergeSpaces:
     def counters(self) -> Counters:
         """The host's counters now; O(sites)."""
         parts, out = self._sample()
+        cross = np.zeros_like(self._most_cross)
+        np.add.at(cross, parts[:, k.P_PLAN], out[:, k.OUT_CROSS])
+        np.maximum(self._most_cross, cross, out=self._most_cross)
         mm_slots = int(out[0, k.OUT_MM_SLOTS])
         total = out.sum(axis=0)
         total[k.OUT_MM_SLOTS] = mm_slots
         return counters_of(parts, total, self.cost.split_ns)
+
+    def most_cross_domain_pages(self) -> list[int]:
+        """By partition of the plan the most `cross_domain_pages` of any moment at which `counters`
+        were asked for: guests that left have nothing on shared frames any more."""
+        most: list[int] = self._most_cross[1:].tolist()
+        return most
 
     def partition_counters(self) -> list[Counters]:
         """Counters of each partition of the plan, in order; O(sites)."""

@@ -16,21 +16,20 @@ __all__ = ["HOURS_PER_YEAR", "Money", "Use", "money", "slowdown_share"]
 HOURS_PER_YEAR = 8766.0
 _YEAR_NS = HOURS_PER_YEAR * 3_600_000_000_000
 _GIB = 1 << 30
-_HUGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
     """What a strategy saves and takes. `hosts_saved`: fewer than the baseline needs, None where
-    that is not known. CPU times are over `window_ns` and all machines."""
+    that is not known. CPU times are over `window_ns` and all machines. `split_share`: of the
+    guests' memory, in 2 MiB pages that merging split; None where that is not known."""
 
     hosts_saved: int | None
     saved_bytes: int
     merge_cpu_ns: int
     core_time_ns: int
     window_ns: int
-    huge_splits: int | None
-    guest_memory_bytes: int
+    split_share: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +58,9 @@ def slowdown_share(costs: CostsSpec, use: Use) -> float | None:
     `huge_page_slowdown` is how much slower a guest runs with none of its memory in 2 MiB
     mappings; with a part of it split, that part of the slowdown.
     """
-    if costs.huge_page_slowdown is None or use.huge_splits is None \
-            or not use.guest_memory_bytes:
+    if costs.huge_page_slowdown is None or use.split_share is None:
         return None
-    split = min(1.0, use.huge_splits * _HUGE_BYTES / use.guest_memory_bytes)
-    return costs.huge_page_slowdown * split
+    return costs.huge_page_slowdown * min(1.0, use.split_share)
 
 
 def money(costs: CostsSpec, use: Use) -> Money | None:

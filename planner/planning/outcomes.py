@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_SERIES", "Outcome", "outcome"]
 
 _BYTES_PER_PAGE = 4096
+_HUGE_BYTES = 2 << 20
 _CORE_HOUR_NS = 3_600_000_000_000
 #: Times of the series kept at most.
 MAX_SERIES = 500
@@ -102,6 +103,7 @@ def outcome(policy: str, replicate: int, fleet: Fleet, samples: pa.Table, *,
         "core_time_ns": fleet.n_cores * fleet.window_ns,
         **{name: round(hosts.risen(name, start_ns)) if hosts.has(name) else None
            for name in _WORK},
+        "huge_split_share": _split_share(hosts, fleet),
         "time_to_90_ns": _time_to_90(hosts, level("saved_bytes")),
         "merged_after_p50_ns": merged.quantile(0.5), "merged_after_p95_ns": merged.quantile(0.95),
         "cow_breaks": round(hosts.risen("cow_breaks", start_ns)),
@@ -150,17 +152,36 @@ def _time_to_90(hosts: HostSamples, saved_bytes: int) -> int | None:
     return int(times[reached[0]]) if len(reached) else None
 
 
+def _split_share(hosts: HostSamples, fleet: Fleet) -> float | None:
+    """The share of all memory that guests came with that is in split 2 MiB pages when they leave.
+
+    What was split stays split as long as its guest is there, so splits count from the very start,
+    and against the memory of everybody who ever came: as many times a guest's mean memory as
+    there were stays.
+    """
+    if not (hosts.has("huge_splits") and hosts.has("n_guests")) or not fleet.starts:
+        return None
+    n_stays = sum(fleet.weights.get(host, 1.0) for host, *_ in fleet.starts)
+    memory, n_guests = (hosts.mean(name, 0, fleet.horizon_ns)
+                        for name in ("guest_memory_bytes", "n_guests"))
+    if memory <= 0 or n_guests <= 0:
+        return None
+    return min(1.0, hosts.end("huge_splits") * _HUGE_BYTES / (memory / n_guests * n_stays))
+
+
 def _exposed_pairs(partitions: Iterable[Mapping[str, Any]]) -> int | None:
     """Distinct pairs of domains in one partition of a host in which they may have been merged.
 
     Which domains shared which page is not recorded, so every pair of such a partition counts: an
-    upper bound. None where no partition was recorded.
+    upper bound. Partitions are of the end, when guests may have left: what counts is the most
+    they ever shared, where that is told. None where no partition was recorded.
     """
     groups: set[frozenset[str]] = set()
     n_partitions = 0
     for row in partitions:
         n_partitions += 1
-        if row["cross_domain_pages"] > 0:
+        most = row.get("most_cross_domain_pages")
+        if (row["cross_domain_pages"] if most is None else most) > 0:
             groups.add(frozenset(row["domains"]))
     if not n_partitions:
         return None

@@ -6,6 +6,7 @@ bounds of 90 % of them, differences are paired by replicate at 95 %.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,7 @@ from planner.planning.hosts import fit_shares, hosts_needed, overcommit, safe_ov
 from planner.planning.intervals import (
     DIFFERENCE_LEVEL,
     SPREAD_LEVEL,
+    Interval,
     difference,
     shifted,
     spread,
@@ -157,9 +159,13 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
 
 
 def _metric(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """Median and interval over the replicates in which it is known (`n`), and as a share."""
+    """Median and interval over the replicates in which it is known (`n`), and as a share.
+
+    A time that is not known was not reached: it is longer than any other.
+    """
     values = [value for row in rows if (value := value_of(row, metric)) is not None]
-    found = spread(values)
+    found = _times([value_of(row, metric) for row in rows]) if METRICS[metric].unit == "ns" \
+        else spread(values)
     document: dict[str, Any] = asdict(found) if found is not None \
         else {"median": None, "low": None, "high": None, "n": 0}
     if METRICS[metric].whole_column:
@@ -168,6 +174,17 @@ def _metric(rows: Sequence[Row], metric: str) -> dict[str, Any]:
         share = spread(shares)
         document["share"] = None if share is None else asdict(share)
     return document
+
+
+def _times(values: Sequence[float | None]) -> Interval | None:
+    """Median and interval of times of which some may never have come; None where half did not."""
+    known = [value for value in values if value is not None]
+    if len(known) == len(values):
+        return spread(known)
+    found = sorted(known) + [math.inf] * (len(values) - len(known))
+    middle = found[len(found) // 2] if len(found) % 2 else \
+        (found[len(found) // 2 - 1] + found[len(found) // 2]) / 2
+    return Interval(middle, None, None, len(known)) if math.isfinite(middle) else None
 
 
 def _middle(values: Sequence[int | None]) -> int | None:
@@ -209,6 +226,7 @@ def _huge_pages(scenario: Scenario, rows: Sequence[Row]) -> dict[str, Any] | Non
     if splits is None:
         return None
     return {"n_split": splits, "split_bytes": splits * _HUGE_BYTES,
+            "split_share": _split_share(rows),
             "slowdown_share": slowdown_share(scenario.costs, _use(rows, None, 1))}
 
 
@@ -230,8 +248,12 @@ def _use(rows: Sequence[Row], hosts_saved: int | None, window_ns: int) -> Use:
         return _middle([row[name] for row in rows]) or 0
 
     return Use(hosts_saved, middle("saved_bytes"), middle("merge_cpu_ns"), middle("core_time_ns"),
-               window_ns, _middle([row["huge_splits"] for row in rows]),
-               middle("guest_memory_bytes"))
+               window_ns, _split_share(rows))
+
+
+def _split_share(rows: Sequence[Row]) -> float | None:
+    known = [share for row in rows if (share := row["huge_split_share"]) is not None]
+    return float(np.median(known)) if known else None
 
 
 def _money(scenario: Scenario, rows: Mapping[str, Sequence[Row]], name: str, baseline: str,

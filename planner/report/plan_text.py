@@ -257,9 +257,9 @@ def _storm(facts: Facts, each: Plan) -> list[str]:
 
 def _huge(facts: Facts, each: Plan) -> list[str]:
     found = each.get("huge_pages")
-    if not found or not found["n_split"]:
+    slower = (found or {}).get("slowdown_share")
+    if not found or not (found["n_split"] or slower):
         return []
-    slower = found.get("slowdown_share")
     cost = f"; guests run {format_share(slower)} slower by the scenario's figure" if slower else ""
     return [f"{_label(facts, each['policy'])} splits {format_count(found['n_split'])} huge pages "
             f"({format_size(found['split_bytes'])}){cost}."]
