@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 import planner
 from planner.engine import simulate_host
-from planner.errors import DataError
+from planner.errors import DataError, UsageError
 from planner.fleet import FleetHost
 from planner.ksm.cost import CostModel
 from planner.ksm.timings import cost_model
@@ -102,10 +102,14 @@ def explain(result: Result, policy: str, *, traces: Iterable[Path] = (),
 
     `traces` are folders to look in, by digest, for traces that are not where the result says;
     `hosts` the result's hosts, if they were built already.
-    Raises UsageError for a policy that is not there; DataError for a result of another version,
-    or where a trace is missing or not the one that was run.
+    Raises UsageError for a policy that is not there, and for a result of drawn guests; DataError
+    for a result of another version, or where a trace is missing or not the one that was run.
     """
     row = policy_row(result, policy)
+    if result.scenario.get("fleet") is not None:
+        raise UsageError("guests of a fleet are drawn: there is no memory as captured to take "
+                         "its saving apart by", where="result",
+                         instead="explain a result of replayed guests, or see planner report")
     store = store or TraceStore()
     scenario = scenario_of_traces(result, traces, store)
     spec = next(each for each in scenario.policies if each.name == policy)

@@ -17,8 +17,10 @@ import pytest
 
 from planner.cases import CaseFolder, pack, unpack
 from planner.cli import main
-from planner.errors import DataError
+from planner.errors import DataError, UsageError
 from planner.executor import Case, open_pool
+from planner.explain import explain
+from planner.exporters import export_settings
 from planner.forecast.cases import Cases
 from planner.forecast.fleet import run_fleet
 from planner.forecast.work import HostTask, SurveyTask, work
@@ -107,6 +109,15 @@ def test_a_fleet_is_planned_from_a_few_captured_guests(here: Result) -> None:
     assert here.plan["n_replicates"] == 2
     assert here.plan["n_resamples"] == 20
     assert any("x4" in note for note in here.plan["notes"])
+
+
+def test_what_replays_only_can_do_says_so_of_a_fleet(here: Result) -> None:
+    with pytest.raises(UsageError, match="guests of a fleet are drawn"):
+        explain(here, "domain")
+    text = export_settings(here, "ksmd", "sysfs")
+    assert "Expected over time, from 20.0 s to 60.0 s, on 3 hosts in all: " in text
+    assert "Saved in 2 replicates: " in text
+    assert "One run" not in text
 
 
 def test_policies_meet_the_same_guests_and_replicates_others(here: Result) -> None:

@@ -198,21 +198,21 @@ class Export:
         """What is changed, from which run, what to expect and how sure that is; without marks."""
         run, row, policy = self.result.run, self.row, self.policy
         name = clean(self.scenario.name)
-        n_hosts = len(self.scenario.hosts)
+        n_hosts = sum(host.count for host in self.scenario.hosts)
         where = "" if n_hosts == 1 else f" on {n_hosts} hosts in all"
         share = format_share(float(row["saved_share"]))
         lines = [
             f"Policy {policy.name} of scenario {name}: {timing_text(policy)}, partitions: "
             f"{clean(partition_text(policy), 120)}.",
             f"Run digest {self.digest}, planner {clean(run['versions'].get('planner', '?'))}.",
-            f"Expected after {format_duration(self.scenario.horizon_ns)}{where}: "
+            f"Expected {self._when()}{where}: "
             f"{format_size(int(row['saved_bytes']))} saved ({share} of the guests' memory) and "
             f"{format_size(int(row['saved_zero_bytes']))} of zero pages,",
             f"for {format_duration(int(row['merge_cpu_ns']))} of merge CPU; "
             f"{row['cross_domain_pages']} guest pages shared across security domains;",
             f"{format_size(int(row['unmerge_bytes']))} of free memory needed if every merge were "
             "undone at once.",
-            "One run: the spread between runs is not known. "
+            self._spread()
             + ("Validated on hosts of yours." if run["validated"] else
                "The model was not validated on your hosts."),
         ]
@@ -223,6 +223,26 @@ class Export:
         else:
             lines.append("Present values: not known (this was not written on a host with KSM).")
         return lines
+
+    def _when(self) -> str:
+        """What time the figures are of: of fleets they are means over time."""
+        horizon = format_duration(self.scenario.horizon_ns)
+        if not self.scenario.is_fleet:
+            return f"after {horizon}"
+        warm_up_ns = self.scenario.warm_up_ns
+        return "over time" if not warm_up_ns else \
+            f"over time, from {format_duration(warm_up_ns)} to {horizon},"
+
+    def _spread(self) -> str:
+        """How far replicates of the saving lie apart."""
+        plan = self.result.plan or {}
+        saved: dict[str, Any] = next((
+            each["metrics"]["saved"] for each in plan.get("policies", ())
+            if each["policy"] == self.policy.name), {})
+        if saved.get("low") is None:
+            return "One run: the spread between runs is not known. "
+        return (f"Saved in {saved['n']} replicates: {format_size(round(saved['low']))} to "
+                f"{format_size(round(saved['high']))}. ")
 
     def comment(self, *more: str, mark: str = "# ") -> str:
         """The header, and further lines, as comments; no foreign text can leave them."""

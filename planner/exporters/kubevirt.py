@@ -83,7 +83,7 @@ def _annotations(export: Export) -> tuple[dict[str, int | str], str]:
         export.refuse(f"it sleeps {ksmd.sleep_millisecs} ms, and virt-handler never less than "
                       "10 ms", "use --as tmpfiles on the nodes")
     # virt-handler sleeps baseline * 16 GiB / memory in use.
-    n_hosts = len(export.scenario.hosts)
+    n_hosts = sum(each.count for each in export.scenario.hosts)
     used = host.reserved_bytes + (
         int(export.row["guest_memory_bytes"]) - int(export.row["saved_bytes"])) // n_hosts
     baseline = max(1, round(ksmd.sleep_millisecs * used / _GIB_16))
