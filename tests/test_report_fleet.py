@@ -333,6 +333,28 @@ def test_a_strategy_that_costs_more_than_it_brings_is_not_recommended() -> None:
     assert chosen.label == "sync-domain"
 
 
+def test_where_guests_lack_memory_another_strategy_is_recommended() -> None:
+    tight = (*POLICIES, ("tight", "sync boot+1s", "domain", 0.13, 20.0, 0, 3))
+    result = make_fleet(policies=list(tight))
+    plan = result.plan or {}
+    assert (chosen := recommended(gather(result))) is not None
+    assert chosen.label == "tight"
+
+    def lacking(*names: str) -> list[dict[str, Any]]:
+        return [{**each, "free": {**each["free"], "worst_bytes": -GIB}}
+                if each["policy"] in names else each for each in plan["policies"]]
+
+    chosen = recommended(gather(with_plan(result, policies=lacking("off", "tight"))))
+    assert chosen is not None
+    assert chosen.label == "sync-domain"
+    # Where all lack memory, merging is still better than none.
+    everywhere = gather(with_plan(result, policies=lacking("off", "tight", "sync-domain")))
+    chosen = recommended(everywhere)
+    assert chosen is not None
+    assert chosen.label == "tight"
+    assert any("the fleet does not fit" in each for each in verdict(everywhere))
+
+
 def test_one_replicate_that_shares_across_domains_makes_a_strategy_unsafe() -> None:
     result = make_fleet()
     rows = result.replicates.to_pylist()

@@ -24,6 +24,7 @@ __all__ = [
     "clean",
     "distinct",
     "gather",
+    "is_lacking",
     "is_short",
     "memory_unit",
     "recommended",
@@ -207,6 +208,12 @@ def is_short(planned: Mapping[str, Any]) -> bool:
     return found is not None and int(found["worst_bytes"]) < 0
 
 
+def is_lacking(planned: Mapping[str, Any]) -> bool:
+    """Whether the guests of some host lack memory under a policy of the plan, even merged."""
+    found = planned.get("free")
+    return found is not None and int(found["worst_bytes"]) < 0
+
+
 def refused(facts: Facts) -> dict[str, str]:
     """By name the policies that the plan speaks against, with what: a requirement that failed, or
     money that they lose."""
@@ -224,7 +231,10 @@ def refused(facts: Facts) -> dict[str, str]:
 
 def recommended(facts: Facts) -> Strategy | None:
     """The best strategy that keeps domains apart, where it saves enough to be enabled and nothing
-    in the plan speaks against it."""
+    in the plan speaks against it; one under which all guests fit, where there is one."""
     against = refused(facts)
-    safe = best(s for s in facts.strategies if s.is_safe and s.name not in against)
+    found = [s for s in facts.strategies if s.is_safe and s.name not in against]
+    fitting = [s for s in found if s.saved_share >= MIN_SAVED_SHARE
+               and not is_lacking(facts.plan_of(s) or {})]
+    safe = best(fitting or found)
     return None if safe is None or safe.saved_share < MIN_SAVED_SHARE else safe

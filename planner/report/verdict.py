@@ -11,6 +11,7 @@ from planner.report.facts import (
     Facts,
     Strategy,
     best,
+    is_lacking,
     is_short,
     memory_unit,
     recommended,
@@ -49,7 +50,7 @@ def verdict(facts: Facts) -> tuple[str, ...]:
         sentences.append(f"Do not enable merging unless domains may share pages: {found}.")
         sentences.append(f"{top.label} saves {_saves(facts, top)}, but shares {_exposure(top)}.")
     else:
-        if chosen is None:
+        if chosen is None and safe.name in refused(facts):
             sentences.append(f"Do not enable merging as planned: {safe.label}, the best strategy "
                              f"that keeps domains apart, {_REFUSED[refused(facts)[safe.name]]}.")
         sentences.append(f"{safe.label} saves {_saves(facts, safe)} and shares no page across "
@@ -103,7 +104,7 @@ def _hosts(facts: Facts, strategy: Strategy) -> list[str]:
     parts = []
     needed, before = mine["hosts"]["needed"], other["hosts"]["needed"]
     if needed is not None and before is not None:
-        parts.append(f"{format_count(needed)} {_hosts_word(needed)} are enough at "
+        parts.append(f"{format_count(needed)} {_hosts_word(needed)} enough at "
                      f"{confidence_text(plan)} where {baseline.label} needs "
                      f"{format_count(before)}" if needed < before else
                      f"No whole host is saved at {confidence_text(plan)}: it needs "
@@ -117,7 +118,7 @@ def _hosts(facts: Facts, strategy: Strategy) -> list[str]:
 
 
 def _hosts_word(n: int) -> str:
-    return "host" if n == 1 else "hosts"
+    return "host is" if n == 1 else "hosts are"
 
 
 def _failed(facts: Facts, safe: Strategy | None) -> list[str]:
@@ -141,7 +142,7 @@ def does_it_fit(facts: Facts) -> list[str]:
     planned = [(strategy, each) for strategy in facts.strategies
                if (each := facts.plan_of(strategy)) is not None] if is_told(facts.plan) else []
     never = [(strategy.label, each["free"]) for strategy, each in planned
-             if (each.get("free") or {"worst_bytes": 0})["worst_bytes"] < 0]
+             if is_lacking(each)]
     merged = [(strategy.label, each["headroom"]) for strategy, each in planned
               if is_short(each) and strategy.label not in dict(never)]
     what = "fleet" if facts.n_hosts > 1 else "host"
@@ -166,10 +167,13 @@ def _size(facts: Facts, n_bytes: int) -> str:
 
 def _saves(facts: Facts, strategy: Strategy) -> str:
     found = (facts.plan_of(strategy) or {}).get("metrics", {}).get("saved", {})
+    # As in the table: the median of the replicates' shares.
+    share = found["share"]["median"] if is_told(facts.plan) and found.get("share") \
+        else strategy.saved_share
     interval = f" [{format_size(round(found['low']))}, {format_size(round(found['high']))}]" \
         if is_told(facts.plan) and found.get("low") is not None else ""
     return (f"{_size(facts, strategy.saved_bytes)}{interval} "
-            f"({format_share(strategy.saved_share)}) of the "
+            f"({format_share(share)}) of the "
             f"{_memory(facts, strategy)} its guests use")
 
 
