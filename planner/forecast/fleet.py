@@ -158,7 +158,8 @@ def run_fleet(scenario: Scenario, digest: str, pool: Pool, *, folder: CaseFolder
             "n_guests", "n_rejected", "n_lost", "rejected", "incidents")}
             | {"replicate": survey.replicate, "hosts_used": len(survey.used)}
             for survey in surveys),
-        tuple(surveys[0].facts["notes"]), _warnings(surveys))
+        tuple(surveys[0].facts["notes"]),
+        (*_warnings(surveys), *_misses(scenario.precision.error, totals)))
 
 
 def _survey(run: _Run) -> list[_Survey]:
@@ -417,6 +418,15 @@ def _sampling_record(run: _Run, surveys: Sequence[_Survey], simulated: Sequence[
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def _misses(wanted: float, totals: Sequence[Mapping[str, Total]]) -> list[str]:
+    """A warning where the stated error is larger than the wanted one."""
+    worst = max((_worst(each.values()) for each in totals), default=0.0)
+    if not wanted or worst <= wanted * _SLACK:
+        return []
+    return [f"the wanted standard error of {format_share(wanted)} was not reached: it is up to "
+            f"{format_share(worst)} in a replicate; precision: {{contents: SHARE}} simulates more"]
 
 
 def _warnings(surveys: Sequence[_Survey]) -> tuple[str, ...]:
