@@ -9,6 +9,7 @@ capture itself may mislead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -157,7 +158,8 @@ def run_fleet(scenario: Scenario, digest: str, pool: Pool, *, folder: CaseFolder
             "n_guests", "n_rejected", "n_lost", "rejected", "incidents")}
             | {"replicate": survey.replicate, "hosts_used": len(survey.used)}
             for survey in surveys),
-        tuple(surveys[0].facts["notes"]), _warnings(surveys))
+        tuple(surveys[0].facts["notes"]),
+        (*_warnings(surveys), *_misses(scenario.precision.error, totals)))
 
 
 def _survey(run: _Run) -> list[_Survey]:
@@ -236,11 +238,23 @@ def _simulate_more(run: _Run, survey: _Survey, machines: _Simulated, design: Des
 
 def _simulate(run: _Run, surveys: Sequence[_Survey], design: Design,
               done: Mapping[int, _Simulated]) -> list[_Simulated]:
+    """The machines of all replicates: as many as the design says, and more where a replicate
+    misses the wanted error by chance."""
     found = []
+    wanted = 0.0 if run.scenario.precision.n_hosts else run.scenario.precision.error
     for index, survey in enumerate(surveys):
         machines = done.get(survey.replicate, _Simulated())
         span = (0.4 + 0.5 * index / len(surveys), 0.4 + 0.5 * (index + 1) / len(surveys))
         _simulate_more(run, survey, machines, design, span)
+        for _ in range(_ENLARGEMENTS if wanted else 0):
+            n_hosts = len(machines.facts)
+            worst = _worst(_totals(run, survey, machines, design.share).values())
+            if worst <= wanted * _SLACK or n_hosts >= len(survey.used):
+                break
+            # Not many more at once: an error of few hosts is itself a rough figure.
+            factor = min(4.0, (worst / wanted) ** 2)
+            more = Design(min(len(survey.used), math.ceil(n_hosts * factor)), design.share)
+            _simulate_more(run, survey, machines, more, (span[1], span[1]))
         found.append(machines)
     return found
 
@@ -390,6 +404,7 @@ def _sampling_record(run: _Run, surveys: Sequence[_Survey], simulated: Sequence[
         "n_machines": len(surveys[0].facts["hosts"]),
         "is_sampled": design.share < 1 or design.n_hosts < n_used,
         "wanted_error": run.scenario.precision.error,
+        "n_hosts_of_replicates": [len(machines.facts) for machines in simulated],
         "n_pages_simulated": sum(int(facts["n_sites"]) for machines in simulated
                                  for facts in machines.facts.values()),
         "errors": [{"replicate": survey.replicate, "policy": policy,
@@ -403,6 +418,15 @@ def _sampling_record(run: _Run, surveys: Sequence[_Survey], simulated: Sequence[
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def _misses(wanted: float, totals: Sequence[Mapping[str, Total]]) -> list[str]:
+    """A warning where the stated error is larger than the wanted one."""
+    worst = max((_worst(each.values()) for each in totals), default=0.0)
+    if not wanted or worst <= wanted * _SLACK:
+        return []
+    return [f"the wanted standard error of {format_share(wanted)} was not reached: it is up to "
+            f"{format_share(worst)} in a replicate; precision: {{contents: SHARE}} simulates more"]
 
 
 def _warnings(surveys: Sequence[_Survey]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from planner.metrics import EVENTS, HOSTS, PARTITIONS
 from planner.policies.partition import partition_classes
 from planner.population.at_rest import at_rest_of_host, at_rest_saved
 from planner.population.extrapolation import notes
-from planner.population.guests import guests_of
+from planner.population.guests import guests_of, resident_pages
 from planner.population.sample import template_facts
 from planner.sampling import (
     FullSizeRecorder,
@@ -43,6 +43,8 @@ from planner.timeline.fewest import fewest_hosts
 __all__ = ["HostTask", "NeedTask", "SurveyTask", "Task", "work"]
 
 I64 = npt.NDArray[np.int64]
+#: Pages and writes of a machine whose memory is worth letting go at once.
+_MANY = 500_000
 Versions = tuple[tuple[str, str], ...]
 
 
@@ -97,8 +99,9 @@ def work(task: Task) -> bytes:
         if world.scenario.is_fleet:
             replicate = replicate_of(task.scenario, task.replicate)
             host = replicate.build(task.host, task.content_share)
-        else:
-            host = replayed_host(world, task.host, task.replicate)
+            memory = _given_memory(replicate, task.host) if task.content_share < 1 else None
+            return simulated(world, host, task.times_ns, memory=memory)
+        host = replayed_host(world, task.host, task.replicate)
         return simulated(world, host, task.times_ns)
     replicate = replicate_of(task.scenario, task.replicate,
                              task.resample if isinstance(task, SurveyTask) else -1)
@@ -111,21 +114,26 @@ def work(task: Task) -> bytes:
 
 
 def simulated(world: World, host: FleetHost, times_ns: tuple[int, ...],
-              progress: Callable[[str, int], None] | None = None) -> bytes:
+              progress: Callable[[str, int], None] | None = None, *,
+              memory: Callable[[I64], npt.NDArray[np.float64]] | None = None) -> bytes:
     """`host` under every policy: rows at full size, and what estimates need of a sample.
 
-    `progress(policy, time_ns)` hears of each sample.
+    `progress(policy, time_ns)` hears of each sample. `memory(times_ns)`: bytes that the guests of a
+    sampled host really hold without merging; the sample's own sum would be off by its error.
     """
     tables: dict[str, list[pa.Table]] = {"hosts": [], "partitions": [], "events": []}
     policies: list[dict[str, Any]] = []
     for policy in world.scenario.policies:
         rows, facts = _simulated(world, host, policy, times_ns, progress)
+        if memory is not None:
+            rows["hosts"] = _with_memory(rows["hosts"], memory)
         for name, table in rows.items():
             tables[name].append(table)
         policies.append(facts)
         # A simulation is a ring of a few objects that hold many arrays: nobody else would let
         # them go before the next one needs as much again.
-        gc.collect()
+        if len(host.site_mm) + len(host.event_site) > _MANY:
+            gc.collect()
     facts = {
         "host": host.spec.name, "n_sites": len(host.site_mm), "n_events": len(host.event_time_ns),
         "n_guests": len(host.guests), "n_mms": len(host.mms),
@@ -173,6 +181,40 @@ def _at_rest_of(host: FleetHost, policy: PolicySpec, times_ns: tuple[int, ...]) 
     """Bytes that the host, as sampled and brought to full size, would save at rest."""
     frames = at_rest_of_host(host, policy, times_ns).saved[0].tolist()
     return [each * BYTES_PER_PAGE / host.content_share for each in frames]
+
+
+def _with_memory(rows: pa.Table, memory: Callable[[I64], npt.NDArray[np.float64]]) -> pa.Table:
+    """The rows of a sampled host, its memory made as large as it is known to be over the run."""
+    known = float(memory(rows.column("time_ns").to_numpy()).sum())
+    sampled = float(rows.column("guest_memory_bytes").to_numpy().sum())
+    if not sampled:
+        return rows
+    for name in ("guest_memory_bytes", "eligible_bytes"):
+        values = np.rint(rows.column(name).to_numpy() * (known / sampled)).astype(np.int64)
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name),
+                               pa.array(values))
+    return rows
+
+
+def _given_memory(replicate: Replicate, host: int) -> Callable[[I64], npt.NDArray[np.float64]]:
+    """Bytes that the guests of a machine hold at given times, if nothing is merged."""
+    scenario, timeline = replicate.world.scenario, replicate.timeline
+    stays = timeline.stays_on(host)
+    guests = guests_of(replicate.population, scenario, replicate.requests, replicate.number)
+    size = resident_pages(replicate.population, guests)[timeline.stay_guest[stays]]
+    start_ns, end_ns = timeline.stay_start_ns[stays], timeline.stay_end_ns[stays]
+    end_ns = np.where(end_ns < scenario.horizon_ns, end_ns, np.iinfo(np.int64).max)
+
+    def at(times_ns: I64) -> npt.NDArray[np.float64]:
+        begun = np.sort(start_ns), np.argsort(start_ns, kind="stable")
+        ended = np.sort(end_ns), np.argsort(end_ns, kind="stable")
+        come, gone = (np.concatenate([[0.0], np.cumsum(size[order])])[
+            np.searchsorted(times, times_ns, side="right")]
+            for times, order in (begun, ended))
+        held: npt.NDArray[np.float64] = (come - gone) * BYTES_PER_PAGE
+        return held
+
+    return at
 
 
 # ---- all machines -------------------------------------------------------------------------------

@@ -79,8 +79,12 @@ def outcome(policy: str, replicate: int, fleet: Fleet, samples: pa.Table, *,
     hosts = read_samples(samples, fleet.weights, fleet.horizon_ns)
     start_ns, end_ns = fleet.warm_up_ns, fleet.horizon_ns
 
+    def mean(name: str) -> int:
+        return round(hosts.regular_mean(name, start_ns, end_ns, fleet.sample_every_ns)
+                     if fleet.is_drawn else hosts.mean(name, start_ns, end_ns))
+
     def level(name: str) -> int:
-        return round(hosts.mean(name, start_ns, end_ns) if fleet.is_drawn else hosts.end(name))
+        return mean(name) if fleet.is_drawn else round(hosts.end(name))
 
     partitions = list(partitions)
     burst = storms(hosts, fleet)
@@ -123,7 +127,7 @@ def outcome(policy: str, replicate: int, fleet: Fleet, samples: pa.Table, *,
         **{name: level(name) for name in _LEVELS if hosts.has(name)},
         **{name: round(hosts.risen(name, start_ns)) for name in _RISING if hosts.has(name)},
         "unmerge_bytes": _largest(hosts, "unmerge_bytes", fleet),
-        "saved_mean_bytes": round(hosts.mean("saved_bytes", start_ns, end_ns)),
+        "saved_mean_bytes": mean("saved_bytes"),
     }
     return Outcome({**row, **_ratios(row)}, counters, _series(policy, replicate, hosts, fleet),
                    merged, burst.listed)

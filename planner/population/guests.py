@@ -20,7 +20,7 @@ from planner.scenario.spec import DomainsSpec, DrawSpec, Scenario
 from planner.timeline import Cause, Requests, Timeline
 
 __all__ = ["Guests", "Lives", "distinct", "drawn_guest", "guest_key", "guests_of", "in_part",
-           "lives_of", "mix64"]
+           "lives_of", "mix64", "resident_pages"]
 
 _PAGE_BYTES = 4096
 U64 = npt.NDArray[np.uint64]
@@ -162,3 +162,13 @@ def drawn_guest(scenario: Scenario, requests: Requests, guest: int, template: Te
 @lru_cache(maxsize=8)
 def _group_of(domains: DomainsSpec) -> dict[str, str]:
     return {member: name for name, members in domains.groups for member in members}
+
+
+def resident_pages(population: Population, guests: Guests) -> npt.NDArray[np.float64]:
+    """Frames that each guest holds without merging, as a mean over the captured snapshots, f64."""
+    captured = np.array([
+        np.mean([len(distinct(frame[frame >= 0])) for frame in template.frame])
+        for template in population.templates])
+    pages: npt.NDArray[np.float64] = (
+        captured[guests.template] * (guests.n_copies + guests.part) + guests.n_fill)
+    return pages

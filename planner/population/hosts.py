@@ -84,6 +84,7 @@ class HostBuilder:
     def build(self, host: int) -> FleetHost:
         """The machine `host`, an index into the timeline's."""
         timeline = self._timeline
+        horizon_ns = self._scenario.horizon_ns
         arrays = _Arrays(self._population.contents)
         self._sampler.begin(host)
         stays = timeline.stays_on(host)
@@ -93,7 +94,10 @@ class HostBuilder:
                        name=timeline.hosts[host], count=1)
         return replace(arrays.finish(spec),
                        guest_start_ns=timeline.stay_start_ns[stays].astype(np.int64),
-                       guest_end_ns=timeline.stay_end_ns[stays].astype(np.int64),
+                       # Who is there at the horizon lives on: its memory is in the last sample.
+                       guest_end_ns=np.where(
+                           timeline.stay_end_ns[stays] < horizon_ns,
+                           timeline.stay_end_ns[stays], np.iinfo(np.int64).max).astype(np.int64),
                        guest_cause=timeline.stay_cause[stays].astype(np.int8),
                        content_share=self._share,
                        pressure=tuple(need for need in timeline.pressure if need.host == host))

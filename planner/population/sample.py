@@ -241,8 +241,11 @@ def ranges(starts: I64, counts: I64) -> I64:
 
 
 def draw_some(stream: np.random.Generator, n_items: int, share: float) -> I64:
-    """Each of `n_items` numbers from 0 with probability `share`, ascending, i64."""
+    """Each of `n_items` numbers from 0 with probability `share`, ascending, i64.
+
+    How many they are is as good as fixed: that memory is in use is known, not to be estimated.
+    """
     if share >= 1.0:
         return np.arange(n_items, dtype=np.int64)
-    n_drawn = int(stream.binomial(n_items, share))
+    n_drawn = int(n_items * share + stream.random())
     return np.sort(stream.choice(n_items, n_drawn, replace=False, shuffle=False))

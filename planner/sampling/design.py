@@ -24,7 +24,7 @@ __all__ = ["Design", "choose", "first_design", "sampled_hosts", "work_pages"]
 PILOT_HOSTS = 8
 #: Pages of a host in a pilot, and the most that are simulated of one where errors are chosen.
 PILOT_PAGES = 1 << 16
-MOST_PAGES = 1 << 23
+MOST_PAGES = 1 << 20
 #: A write costs about as much as so many pages.
 _WRITE_PAGES = 1 / 24
 #: What a host costs beside its pages, in pages.
