@@ -8,6 +8,9 @@ from collections.abc import Iterable
 __all__ = ["did_you_mean", "what_is"]
 
 
+#: Of known words, those shown.
+_MOST_NAMES = 24
+
 def what_is(value: object) -> str:
     """A value in words for an error message."""
     if isinstance(value, dict):
@@ -31,5 +34,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return f"; did you mean {by_folded[close[0]]!r}?"
     if not names:
         return ""
-    shown = ", ".join(names[:12])
-    return f"; known: {shown}{', ...' if len(names) > 12 else ''}"
+    shown = ", ".join(names[:_MOST_NAMES])
+    return f"; known: {shown}{', ...' if len(names) > _MOST_NAMES else ''}"

@@ -64,7 +64,7 @@ def cmd() -> Iterator[Figure]:
 def barker() -> Iterator[Figure]:
     """Sharing without zero pages, and the part of it inside a guest, over similarity."""
     mixes = (
-        ("18 containers of 12 images", ["workloads.0.trace=../../traces/container-host"]),
+        ("18 containers of 9 images", ["workloads.0.trace=../../traces/container-host"]),
         ("12 guests of one distribution, 3 roles", []),
         ("4 guests of one image", ["workloads.0.select={role: nginx}"]),
     )

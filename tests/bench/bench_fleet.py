@@ -37,7 +37,8 @@ POLICIES = (
 
 def fleet(folder: Path, *, hosts: int = 4, guests_per_host: int = 58, memory: str = "4GiB",
           host_memory: str = "256GiB", horizon: str = "3d", sample_every: str = "1h",
-          replicates: int = 1, precision: str = "exact", n_policies: int = 5) -> Any:
+          replicates: int = 1, precision: str = "exact", n_policies: int = 5,
+          placement: str = "first-fit") -> Any:
     """A scenario of guests like those in traces/qemu-guests, `memory` each, filled alike."""
     lines = "\n".join(f"  - {policy}" for policy in POLICIES[:n_policies])
     path = folder / "fleet.yaml"
@@ -48,6 +49,7 @@ seed: 42
 horizon: {horizon}
 replicates: {replicates}
 precision: {precision}
+placement: {placement}
 hosts:
   - {{name: host, count: {hosts}, memory: {host_memory}, cores: 32}}
 workloads:
@@ -109,7 +111,7 @@ def check() -> None:
     """The sample that 1 % asks for, against every page of 20 hosts."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"hosts": 20, "guests_per_host": 8, "memory": "128MiB", "host_memory": "3GiB",
-                 "horizon": "30min", "sample_every": "1min"}
+                 "horizon": "30min", "sample_every": "1min", "placement": "spread"}
         found: dict[str, dict[str, Any]] = {}
         for precision in ("exact", "1%", "{contents: 10%, hosts: 10}"):
             started = time.perf_counter()
