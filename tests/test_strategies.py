@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -307,6 +308,20 @@ def test_each_guest_boots_at_its_own_time_and_is_not_called_when_gone(still: Fle
     assert [restored.at(t * SECOND)["n_guests"] for t in (90, 100, 150, 200)] == [1, 2, 1, 2]
     # ksmd copes with the same host.
     assert simulate(host, one(FAST)).last["pages_sharing"] == 100
+
+
+def test_means_over_time_know_when_guests_come_and_go(still: FleetHost) -> None:
+    # b comes at 100 s, is called at 110 s and leaves at 150 s: samples each minute alone would
+    # let it stay until 180 s.
+    host = coming(still, [0, 100, 200], [10_000, 150, 10_000], [0, 0, 0])
+    memory = {}
+    for name, merge in (("called", Sync((Trigger("boot", 10 * SECOND),))), ("never", Never())):
+        rows = simulate(host, one(merge), every_ns=MINUTE).hosts
+        times = [row["time_ns"] // SECOND for row in rows if row["time_ns"] % SECOND == 0]
+        assert {100, 150, 200} < set(times)
+        memory[name] = sum(row["guest_memory_bytes"] * (after["time_ns"] - row["time_ns"])
+                           for row, after in itertools.pairwise(rows))
+    assert memory["called"] == memory["never"] == 150 * 4096 * (600 + 50 + 400) * SECOND
 
 
 def test_what_guests_leave_behind_is_freed(still: FleetHost) -> None:

@@ -83,6 +83,7 @@ class HostRun:
         for merge, mine in self._groups.values():
             self._start(merge, mine, horizon_ns)
         stage.env.process(self._sample(sample_every_ns, progress))
+        stage.env.process(self._sample_changes())
         # simpy keeps an integer clock only for a Python int. What would begin at the horizon does
         # not: the last sample and the partitions are of one state.
         stage.env.run(until=int(horizon_ns))
@@ -125,6 +126,15 @@ class HostRun:
             if progress is not None:
                 progress(now_ns)
             yield self._stage.env.timeout(every_ns)
+
+    def _sample_changes(self) -> Generator[simpy.Event, Any, None]:
+        """A sample whenever a guest comes or goes: between samples the earlier one holds, and
+        those that calls take after a guest came would make it stay for too long."""
+        host, env = self._stage.host, self._stage.env
+        for time_ns in np.unique([*host.guest_start_ns, *host.guest_end_ns]).tolist():
+            if time_ns > env.now:
+                yield env.timeout(time_ns - env.now)
+                self._take_sample()
 
     def _take_sample(self) -> int:
         """Record the host's counters now; returns the time. At most one sample a time."""

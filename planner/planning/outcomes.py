@@ -80,8 +80,7 @@ def outcome(policy: str, replicate: int, fleet: Fleet, samples: pa.Table, *,
     start_ns, end_ns = fleet.warm_up_ns, fleet.horizon_ns
 
     def mean(name: str) -> int:
-        return round(hosts.regular_mean(name, start_ns, end_ns, fleet.sample_every_ns)
-                     if fleet.is_drawn else hosts.mean(name, start_ns, end_ns))
+        return round(hosts.mean(name, start_ns, end_ns))
 
     def level(name: str) -> int:
         return mean(name) if fleet.is_drawn else round(hosts.end(name))

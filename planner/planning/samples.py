@@ -106,17 +106,6 @@ class HostSamples:
         held = self.held_ns(start_ns, end_ns).astype(np.float64)
         return float(np.sum(self[name] * held * self.weight[self.host]) / (end_ns - start_ns))
 
-    def regular_mean(self, name: str, start_ns: int, end_ns: int, every_ns: int) -> float:
-        """Mean of the fleet's total at the regular times of [start, end): multiples of `every_ns`.
-
-        Samples between those are taken when something was done, such as a merge a minute after a
-        guest came: counting how long they hold would count such moments for too much.
-        """
-        times = np.arange(-(-start_ns // every_ns) * every_ns, end_ns, every_ns, dtype=np.int64)
-        if not len(times):
-            return self.end(name)
-        return float(self.weight @ self.grid(name, times).mean(axis=1))
-
     def end(self, name: str) -> float:
         """The fleet's total at the end."""
         return float(np.sum(self[name][self.last] * self.weight))
