@@ -35,9 +35,11 @@ _COUNTERS = (
 _PROGRESS = (("pages_scanned", _I64), ("pages_skipped", _I64), ("ksm_zero_pages", _I64))
 _EXPOSURE = (("cross_domain_pages", _I64), ("cross_domain_sensitive_pages", _I64))
 #: Who spent CPU time: ksmd (`scanner`) and callers of a synchronous merge (`caller`) make up
-#: `merge_cpu_ns`, splitting huge pages is part of theirs. Writers pay for COW breaks (`cow`) and
-#: whoever switches merging off or stops a guest's for copying pages out (`unmerge`): not in it.
-CPU_KINDS = ("scanner_cpu_ns", "caller_cpu_ns", "split_cpu_ns", "unmerge_cpu_ns", "cow_cpu_ns")
+#: `merge_cpu_ns`; visits that merged a page (`merging`) and splitting huge pages are part of it.
+#: Writers pay for COW breaks (`cow`) and whoever switches merging off or stops a guest's for
+#: copying pages out (`unmerge`): not in it.
+CPU_KINDS = ("scanner_cpu_ns", "caller_cpu_ns", "merging_cpu_ns", "split_cpu_ns",
+             "unmerge_cpu_ns", "cow_cpu_ns")
 _WORK = (*((name, _I64) for name in CPU_KINDS), ("huge_splits", _I64))
 _WORK_NAMES = tuple(name for name, _ in _WORK)
 

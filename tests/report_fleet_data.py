@@ -100,8 +100,9 @@ def _samples(policy: tuple[Any, ...], hosts: tuple[str, ...], factor: float,
                 "unmerge_bytes": int(saved * 1.1), "n_guests": 100 + number,
                 "scanner_cpu_ns": cpu_ns if "ksmd" in name else 0,
                 "caller_cpu_ns": 0 if "ksmd" in name else cpu_ns,
-                "split_cpu_ns": cpu_ns // 8, "unmerge_cpu_ns": cpu_ns // 50,
-                "cow_cpu_ns": cpu_ns // 10, "huge_splits": step * 40 if share else 0,
+                "merging_cpu_ns": cpu_ns // 5, "split_cpu_ns": cpu_ns // 8,
+                "unmerge_cpu_ns": cpu_ns // 50, "cow_cpu_ns": cpu_ns // 10,
+                "huge_splits": step * 40 if share else 0,
                 "available_bytes": ROOM})
     return rows
 

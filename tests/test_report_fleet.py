@@ -264,9 +264,10 @@ def test_incidents_are_marked_and_listed() -> None:
 
 
 def test_splitting_is_taken_off_the_cpu_it_is_part_of() -> None:
-    cpu = {"scanner_cpu_ns": 70, "caller_cpu_ns": 30, "split_cpu_ns": 12, "cow_cpu_ns": 5,
-           "unmerge_cpu_ns": None}
-    assert cpu_parts(cpu) == {"scanning": 88, "splitting": 12, "cow": 5, "unmerging": 0}
+    cpu = {"scanner_cpu_ns": 70, "caller_cpu_ns": 30, "split_cpu_ns": 12, "merging_cpu_ns": 8,
+           "cow_cpu_ns": 5, "unmerge_cpu_ns": None}
+    assert cpu_parts(cpu) == {"scanning": 80, "merging": 8, "splitting": 12, "cow": 5,
+                              "unmerging": 0}
     assert cpu_parts(dict.fromkeys(cpu)) == {}
     assert "cpu-kinds" not in charts(with_plan(make_fleet(), policies=[
         {**each, "cpu": dict.fromkeys(cpu)} for each in (make_fleet().plan or {})["policies"]]))

@@ -336,7 +336,7 @@ def _cpu(view: PlanView) -> list[Row]:
 
     return [{**_named(strategy),
              "kinds": [write(each["cpu"].get(f"{kind}_cpu_ns"))
-                       for kind in ("scanner", "caller", "split", "cow", "unmerge")],
+                       for kind in ("scanner", "caller", "merging", "split", "cow", "unmerge")],
              "share": _text(each["metrics"]["merge_cpu"].get("share"), format_share),
              "interval": _interval(each["metrics"]["merge_cpu"].get("share") or {}, format_share),
              "per_core_hour": _text(each["metrics"]["saved_per_core_hour"], _size),
