@@ -97,7 +97,7 @@ REPLICATES = _kind("replicates", [
     ("saved_bytes", _I64), ("saved_error_bytes", _I64), ("saved_zero_bytes", _I64),
     ("saved_share", pa.float64()), ("saved_end_bytes", _I64), ("saved_peak_bytes", _I64),
     ("saved_per_core_hour_bytes", _I64), ("metadata_bytes", _I64), ("pages_shared", _I64),
-    ("pages_sharing", _I64), ("merge_cpu_ns", _I64), ("core_time_ns", _I64), *_WORK,
+    ("pages_sharing", _I64), ("merge_cpu_ns", _I64), ("core_time_ns", pa.float64()), *_WORK,
     # of the memory that guests came with, also before the warm-up
     ("huge_split_share", pa.float64()),
     ("time_to_90_ns", _I64), ("merged_after_p50_ns", _I64), ("merged_after_p95_ns", _I64),

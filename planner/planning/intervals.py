@@ -54,16 +54,19 @@ def spread(values: NDArray[Any] | list[float]) -> Interval | None:
     return Interval(float(median), float(low), float(high), len(found))
 
 
-def shifted(estimate: float, values: NDArray[Any] | list[float]) -> tuple[float, float] | None:
-    """The interval of `estimate` from refits on resampled guests; None of fewer than two.
+def shifted(estimate: float, values: NDArray[Any] | list[float], n_free: int
+            ) -> tuple[float, float] | None:
+    """The 90 % interval of `estimate` from refits on resampled guests; None of fewer than two.
 
-    Guests that are drawn twice look more alike than guests are, so refits are off on one side.
-    What counts is how they scatter: the quantiles about their own median, put at the estimate.
+    Guests that are drawn twice look more alike than guests are, so refits are off on one side: what
+    counts is how they scatter. Their standard deviation is known as well as `n_free` degrees of
+    freedom (captured guests less one a workload) allow, so the interval is Student's; with three or
+    four guests plain quantiles of refits cover the truth far too rarely (docs/validation.md).
     """
-    found = spread(values)
-    if found is None or found.low is None or found.high is None:
+    if len(values) < 2:
         return None
-    return estimate + found.low - found.median, estimate + found.high - found.median
+    half = student_quantile(0.95, max(n_free, 1)) * float(np.std(np.asarray(values), ddof=1))
+    return estimate - half, estimate + half
 
 
 Verdict = Literal["better", "worse", "different", "no difference shown"]

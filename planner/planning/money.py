@@ -27,7 +27,7 @@ class Use:
     hosts_saved: int | None
     saved_bytes: int
     merge_cpu_ns: int
-    core_time_ns: int
+    core_time_ns: float
     window_ns: int
     split_share: float | None
 

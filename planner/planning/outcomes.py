@@ -103,7 +103,8 @@ def outcome(policy: str, replicate: int, fleet: Fleet, samples: pa.Table, *,
         "metadata_bytes": level("metadata_bytes"), "pages_shared": level("pages_shared"),
         "pages_sharing": level("pages_sharing"),
         "merge_cpu_ns": round(hosts.risen("merge_cpu_ns", start_ns)),
-        "core_time_ns": fleet.n_cores * fleet.window_ns,
+        # A fleet's cores for some days are more ns than 63 bits hold.
+        "core_time_ns": float(fleet.n_cores) * fleet.window_ns,
         **{name: round(hosts.risen(name, start_ns)) if hosts.has(name) else None
            for name in _WORK},
         "huge_split_share": _split_share(hosts, fleet),

@@ -89,6 +89,13 @@ def plan(scenario: Scenario, outcomes: Iterable[Outcome], *, digest: str = "",
     }
 
 
+def _n_free(scenario: Scenario) -> int:
+    """Captured guests less one for each kind that guests are drawn from."""
+    kinds = {tuple((workload.trace, guest.trace_guest_id) for guest in workload.guests)
+             for workload in scenario.workloads}
+    return sum(len(kind) - 1 for kind in kinds if kind)
+
+
 def safe_shares(outcomes: Iterable[Outcome], confidence: float) -> dict[str, float]:
     """By policy the share of guest memory that may be counted on at `confidence`: over machines
     and time in each replicate, then over replicates."""
@@ -138,7 +145,8 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
         "metrics": {metric: _metric(mine, metric) for metric in METRICS},
         "saved_error_bytes": _middle([row["saved_error_bytes"] for row in mine]),
         "saved_capture_interval_bytes": None if saved is None or (
-            bounds := shifted(saved.median, refits)) is None else [round(each) for each in bounds],
+            bounds := shifted(saved.median, refits, _n_free(scenario))) is None
+        else [round(each) for each in bounds],
         "hosts": {"needed": hosts_needed(needed, confidence), "safe_share": safe.share,
                   "safe_overcommit": overcommit(safe.share), "confidence": safe.confidence,
                   "is_backed": safe.is_backed,
