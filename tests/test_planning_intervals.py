@@ -49,6 +49,8 @@ def test_one_replicate_has_no_interval_and_none_has_nothing() -> None:
 def test_refits_scatter_about_the_estimate_wherever_their_own_middle_lies() -> None:
     assert shifted(50, [100 + i for i in range(101)]) == pytest.approx((5, 95))
     assert shifted(50, [100]) is None
+    # Student's t with two degrees of freedom, 2.92, of a deviation of 1.
+    assert shifted(50, [99, 100, 101], 2) == pytest.approx((50 - 2.91999, 50 + 2.91999))
 
 
 @pytest.mark.parametrize(("n", "draw", "mean"), [

@@ -54,16 +54,23 @@ def spread(values: NDArray[Any] | list[float]) -> Interval | None:
     return Interval(float(median), float(low), float(high), len(found))
 
 
-def shifted(estimate: float, values: NDArray[Any] | list[float]) -> tuple[float, float] | None:
+def shifted(estimate: float, values: NDArray[Any] | list[float], n_free: int = 0,
+            ) -> tuple[float, float] | None:
     """The interval of `estimate` from refits on resampled guests; None of fewer than two.
 
     Guests that are drawn twice look more alike than guests are, so refits are off on one side.
-    What counts is how they scatter: the quantiles about their own median, put at the estimate.
+    What counts is how they scatter, put at the estimate. Few captured guests scatter too little in
+    their resamples: `n_free` (captured guests less one of each workload) widens the interval by
+    Student's t, which covers known truths at its rate where quantiles of refits do not. With
+    none, of workloads captured once each, the quantiles about the median say what may be.
     """
     found = spread(values)
     if found is None or found.low is None or found.high is None:
         return None
-    return estimate + found.low - found.median, estimate + found.high - found.median
+    if n_free < 1:
+        return estimate + found.low - found.median, estimate + found.high - found.median
+    half = student_quantile((1 + SPREAD_LEVEL) / 2, n_free) * float(np.std(values, ddof=1))
+    return estimate - half, estimate + half
 
 
 Verdict = Literal["better", "worse", "different", "no difference shown"]

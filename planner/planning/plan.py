@@ -138,7 +138,8 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
         "metrics": {metric: _metric(mine, metric) for metric in METRICS},
         "saved_error_bytes": _middle([row["saved_error_bytes"] for row in mine]),
         "saved_capture_interval_bytes": None if saved is None or (
-            bounds := shifted(saved.median, refits)) is None else [round(each) for each in bounds],
+            bounds := shifted(saved.median, refits, _n_free(scenario))) is None
+        else [round(each) for each in bounds],
         "hosts": {"needed": hosts_needed(needed, confidence), "safe_share": safe.share,
                   "safe_overcommit": overcommit(safe.share), "confidence": safe.confidence,
                   "is_backed": safe.is_backed,
@@ -156,6 +157,11 @@ def _policy(scenario: Scenario, name: str, rows: Mapping[str, Sequence[Row]], ba
         "cgroups": _cgroups(mine),
         "money": _money(scenario, rows, name, baseline, confidence),
     }
+
+
+def _n_free(scenario: Scenario) -> int:
+    """How many captured guests there are beyond the first of each workload."""
+    return sum(max(len(workload.guests) - 1, 0) for workload in scenario.workloads)
 
 
 def _metric(rows: Sequence[Row], metric: str) -> dict[str, Any]:
