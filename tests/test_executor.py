@@ -19,6 +19,7 @@ from planner import executor
 from planner.cases import CaseFolder
 from planner.errors import DataError, MachineError, ScenarioError, UsageError
 from planner.executor import Case, open_pool, require_versions, run_cases, versions_here
+from tests.local_cluster import local_cluster
 
 
 def square(task: Any) -> bytes:
@@ -174,10 +175,7 @@ def test_an_interrupt_keeps_what_is_finished_and_ends_the_workers(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed")
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
-                                  dashboard_address=None) as made:
+    with local_cluster() as made:
         yield made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from planner.forecast.world import replicate_of, seed_of
 from planner.metrics import HOSTS, Result
 from planner.runner import build_hosts, load_scenario, run, run_digest
 from planner.scenario.spec import to_json
+from tests.local_cluster import local_cluster
 from tests.trace_builder import GuestPlan, MmPlan, build_trace, pages_of
 
 SCENARIO = """
@@ -241,10 +241,7 @@ def test_payloads_come_back_as_they_were() -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed")
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
-                                  dashboard_address=None) as made:
+    with local_cluster() as made:
         yield made
 
 
