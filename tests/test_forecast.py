@@ -280,6 +280,26 @@ def test_a_sample_of_hosts_states_an_error_that_holds(folder: Path) -> None:
             assert row["n_hosts"] == 8
 
 
+def test_exact_is_every_host_of_every_replicate(folder: Path) -> None:
+    found = ran(folder, ("hosts.host.count=40", "placement=spread", "workloads.guests.count=2",
+                         "workloads.guests.arrivals=20/min", "replicates=5", "horizon=30s",
+                         "warm_up=5s"))
+    rows = [row for row in found.replicates.to_pylist() if row["resample"] < 0]
+    assert max(row["hosts_used"] for row in rows) > rows[0]["hosts_used"]
+    assert all(row["n_hosts"] == row["hosts_used"] for row in rows)
+    assert all(row["saved_error_bytes"] == 0 for row in rows)
+
+
+def test_the_memory_of_sampled_hosts_is_known_at_each_time(folder: Path, here: Result) -> None:
+    sampled = ran(folder, ("precision={contents: 40%}",))
+    assert sampled.run["sampling"]["is_sampled"] is True
+    exact, rows = ({(row["host"], row["time_ns"]): row for row in each.hosts.to_pylist()
+                    if row["policy"] == "off"} for each in (here, sampled))
+    assert exact.keys() == rows.keys()
+    for name in ("guest_memory_bytes", "eligible_bytes"):
+        assert [row[name] for row in rows.values()] == [row[name] for row in exact.values()]
+
+
 def test_a_wanted_error_chooses_the_hosts(folder: Path) -> None:
     overrides = ("hosts.host.count=30", "workloads.guests.count=120", "replicates=1",
                  "horizon=30s", "warm_up=5s")

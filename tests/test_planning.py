@@ -21,7 +21,6 @@ from planner.planning import (
     safe_shares,
     sweep_document,
 )
-from planner.planning.intervals import student_quantile
 from planner.planning.money import HOURS_PER_YEAR, Use, money, slowdown_share
 from planner.planning.requirements import check, value_of
 from planner.planning.sensitivity import AtRest, Point, at_rest_effects, at_rest_of
@@ -217,8 +216,8 @@ def test_a_plan_tells_hosts_money_and_what_is_safe() -> None:
     assert not domain["hosts"]["is_backed"]
     low, high = domain["saved_capture_interval_bytes"]
     assert low < domain["metrics"]["saved"]["median"] < high
-    # Five refits in even steps; no captured guests are named here, so one degree of freedom.
-    assert high - low == pytest.approx(2 * student_quantile(0.95, 1) * 2.5**0.5 * (2 << 26))
+    # No captured guests are named here: plain quantiles of the refits.
+    assert high - low == pytest.approx(0.9 * 4 * (2 << 26))
     assert policy_of(document, "all")["headroom"] == {
         "worst_bytes": -GIB, "host": "a", "time_ns": HOUR // 2, "replicate": 3, "n_short": 1}
     assert policy_of(document, "off")["headroom"] is None

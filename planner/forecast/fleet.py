@@ -241,11 +241,16 @@ def _simulate(run: _Run, surveys: Sequence[_Survey], design: Design,
     """The machines of all replicates: as many as the design says, and more where a replicate
     misses the wanted error by chance."""
     found = []
-    wanted = 0.0 if run.scenario.precision.n_hosts else run.scenario.precision.error
+    fixed_hosts = run.scenario.precision.n_hosts
+    wanted = 0.0 if fixed_hosts else run.scenario.precision.error
+    # All machines of the first replicate are no limit to those of others.
+    is_every = design.n_hosts >= len(surveys[0].used)
     for index, survey in enumerate(surveys):
         machines = done.get(survey.replicate, _Simulated())
         span = (0.4 + 0.5 * index / len(surveys), 0.4 + 0.5 * (index + 1) / len(surveys))
-        _simulate_more(run, survey, machines, design, span)
+        n_used = len(survey.used)
+        n_hosts = min(fixed_hosts or n_used, n_used) if is_every else design.n_hosts
+        _simulate_more(run, survey, machines, Design(n_hosts, design.share), span)
         for _ in range(_ENLARGEMENTS if wanted else 0):
             n_hosts = len(machines.facts)
             worst = _worst(_totals(run, survey, machines, design.share).values())
@@ -402,7 +407,9 @@ def _sampling_record(run: _Run, surveys: Sequence[_Survey], simulated: Sequence[
     return {
         "content_share": design.share, "n_hosts": design.n_hosts, "n_hosts_with_guests": n_used,
         "n_machines": len(surveys[0].facts["hosts"]),
-        "is_sampled": design.share < 1 or design.n_hosts < n_used,
+        "is_sampled": design.share < 1 or any(
+            len(machines.facts) < len(survey.used)
+            for survey, machines in zip(surveys, simulated, strict=True)),
         "wanted_error": run.scenario.precision.error,
         "n_hosts_of_replicates": [len(machines.facts) for machines in simulated],
         "n_pages_simulated": sum(int(facts["n_sites"]) for machines in simulated

@@ -54,18 +54,22 @@ def spread(values: NDArray[Any] | list[float]) -> Interval | None:
     return Interval(float(median), float(low), float(high), len(found))
 
 
-def shifted(estimate: float, values: NDArray[Any] | list[float], n_free: int
+def shifted(estimate: float, values: NDArray[Any] | list[float], n_free: int = 0,
             ) -> tuple[float, float] | None:
-    """The 90 % interval of `estimate` from refits on resampled guests; None of fewer than two.
+    """The interval of `estimate` from refits on resampled guests; None of fewer than two.
 
-    Guests that are drawn twice look more alike than guests are, so refits are off on one side: what
-    counts is how they scatter. Their standard deviation is known as well as `n_free` degrees of
-    freedom (captured guests less one a workload) allow, so the interval is Student's; with three or
-    four guests plain quantiles of refits cover the truth far too rarely (docs/validation.md).
+    Guests that are drawn twice look more alike than guests are, so refits are off on one side.
+    What counts is how they scatter, put at the estimate. Few captured guests scatter too little in
+    their resamples: `n_free` (captured guests less one of each workload) widens the interval by
+    Student's t, which covers known truths at its rate where quantiles of refits do not. With
+    none, of workloads captured once each, the quantiles about the median say what may be.
     """
-    if len(values) < 2:
+    found = spread(values)
+    if found is None or found.low is None or found.high is None:
         return None
-    half = student_quantile(0.95, max(n_free, 1)) * float(np.std(np.asarray(values), ddof=1))
+    if n_free < 1:
+        return estimate + found.low - found.median, estimate + found.high - found.median
+    half = student_quantile((1 + SPREAD_LEVEL) / 2, n_free) * float(np.std(values, ddof=1))
     return estimate - half, estimate + half
 
 

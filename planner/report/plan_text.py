@@ -166,7 +166,7 @@ def plan_definitions(facts: Facts, plan: Plan) -> str:
         ("SAVED", True, "frames freed of non-zero content, minus all of KSM's own records, "
          f"{when}"),
         ("FROM THE CAPTURE", plan["n_resamples"] > 1,
-         f"the same interval from {plan['n_resamples']} refits on resampled guests"),
+         f"90 % by {plan['n_resamples']} refits on resampled guests"),
         ("OF MEMORY", True, "of what guests use"),
         ("ZERO", True, "freed by merging zero pages, apart"),
         ("HOSTS", is_known("hosts_needed"),
