@@ -266,7 +266,7 @@ def test_a_bug_of_ours_ends_with_1_and_no_traceback(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("planner.runner.load_scenario", broken)
+    monkeypatch.setattr("planner.runner.load_cases", broken)
     assert main(["run", "small.yaml"]) == 1
     err = capsys.readouterr().err
     assert "internal error: RuntimeError: boom" in err

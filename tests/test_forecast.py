@@ -114,6 +114,8 @@ def test_a_fleet_is_planned_from_a_few_captured_guests(here: Result) -> None:
 def test_what_replays_only_can_do_says_so_of_a_fleet(here: Result) -> None:
     with pytest.raises(UsageError, match="guests of a fleet are drawn"):
         explain(here, "domain")
+    with pytest.raises(UsageError, match="guests of a fleet are drawn"):
+        export_settings(here, "domain", "selective-ksm")
     text = export_settings(here, "ksmd", "sysfs")
     assert "Expected over time, from 20.0 s to 60.0 s, on 3 hosts in all: " in text
     assert "Saved in 2 replicates: " in text

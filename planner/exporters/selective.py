@@ -61,6 +61,9 @@ def render(export: Export) -> str:
 def _check_known(export: Export) -> None:
     """Refuse what the format has no place for."""
     policy, merge = export.policy, export.policy.merge
+    if export.scenario.is_fleet:
+        export.refuse("the guests of a fleet are drawn: nobody of their names runs anywhere",
+                      "export it from a replay of your own guests (planner init CAPTURE)")
     if policy.partitions or policy.cooperation.kind != "none":
         export.refuse("a plan has no explicit partitions and knows nothing of cooperating guests",
                       "separate by a label of guests, without cooperation")

@@ -53,7 +53,8 @@ def _view(document: Mapping[str, Any], digest: str) -> dict[str, Any]:
             "policy": clean(each["policy"]), "input": clean(each["input"], 80),
             "low_at": clean(each["low_at"], 40), "high_at": clean(each["high_at"], 40),
             "low": format_size(round(each["low"])), "high": format_size(round(each["high"])),
-            "elasticity": elasticity_text(each["elasticity"])} for each in document["effects"]],
+            "elasticity": elasticity_text(each["elasticity"])} for each in document["effects"]
+            if each["swing"]],
     }
 
 

@@ -36,7 +36,7 @@ def render_sweep_text(document: Mapping[str, Any], *, width: int, colour: bool) 
     if any(failed):
         columns.append(Column(("FAILED",), failed, tuple(RED if each else "" for each in failed)))
     lines = render_table(columns, width=width, colour=colour)
-    ranked = document["effects"]
+    ranked = [each for each in document["effects"] if each["swing"]]
     if ranked:
         lines += ["", "What the swept inputs do to the saving:"]
         lines += [f"  {_effect(each)}" for each in ranked[:MAX_EFFECTS]]
