@@ -150,7 +150,7 @@ def test_savings_at_rest_are_those_of_machines_built_and_counted(name: str) -> N
 @pytest.mark.parametrize("memory_pages", [5, 10, 34])
 def test_savings_at_rest_of_larger_and_smaller_guests(fill: str, memory_pages: int) -> None:
     model = population([template(FIRST[:1], name="a", n_mms=2, not_eligible=[4])], [0])
-    spec = scenario(draw=DrawSpec(count=4, fill=fill))  # type: ignore[arg-type]
+    spec = scenario(draw=DrawSpec(count=4, fill=fill))
     stays = timeline(spec, [Stay(guest, guest // 4) for guest in range(6)],
                      memory_pages=memory_pages)
     stays.requests.memory_bytes[1::2] += 9 * 4096

@@ -236,7 +236,7 @@ def test_an_empty_host_has_no_guests_and_no_sites() -> None:
                                                ("proportional", 35)])
 def test_memory_beyond_the_captured_is_filled_as_asked(fill: str, n_pages: int) -> None:
     model = population([template(FIRST[:1], n_mms=2)], [0])
-    spec = scenario(draw=DrawSpec(count=2, fill=fill))  # type: ignore[arg-type]
+    spec = scenario(draw=DrawSpec(count=2, fill=fill))
     stays = timeline(spec, [Stay(0, 0), Stay(1, 0)], memory_pages=35)
     host = build_drawn_host(model, spec, stays, 0, 0)
     sizes = [len(guest_sites(host, guest)) for guest in range(2)]

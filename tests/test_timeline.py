@@ -138,7 +138,7 @@ def test_other_workloads_hosts_policies_and_a_longer_time_change_nobodys_numbers
     assert day["web-1"][3] not in {fact[3] - fact[2] for name, fact in day.items()
                                    if "later" in name}
     assert day.items() <= facts(draw(more, table)).items()
-    counted = replace(web, draw=replace(web.draw, count=25))  # type: ignore[type-var]
+    counted = replace(web, draw=replace(web.draw, count=25))
     assert day.items() <= facts(draw(scenario(counted))).items()
     longer = facts(draw(scenario(web, horizon_ns=150 * HOUR)))
     assert set(day) < set(longer)
@@ -291,7 +291,7 @@ def stays(timeline: Timeline) -> list[Stay]:
 
 
 def incident(kind: str, at: float, to: float = 0, **values: Any) -> IncidentSpec:
-    return IncidentSpec(kind, int(at * SECOND),  # type: ignore[arg-type]
+    return IncidentSpec(kind, int(at * SECOND),
                         int((to - at) * SECOND) if to else 0, **values)
 
 
@@ -534,7 +534,7 @@ def test_failures_and_pressure_are_those_of_the_plain_twin(policy: str, seed: in
         horizon_ns=100, placement=policy,
         hosts=[host(room, name=f"h{k}") for k, room in enumerate(rooms)],
         incidents=tuple(IncidentSpec(
-            kind, start, end - start, f"h{where}",  # type: ignore[arg-type]
+            kind, start, end - start, f"h{where}",
             bytes=n_bytes) for kind, where, start, end, n_bytes in incidents))
     requests = requests_of(guests)
     requests = replace(requests, end_ns=np.minimum(requests.end_ns, 100))

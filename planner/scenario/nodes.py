@@ -66,7 +66,7 @@ class Node:
     n_values: int = 1
 
 
-class Stop(Exception):  # noqa: N818
+class Stop(Exception):  # noqa: N818 - ends the reading, carries a problem
     """Carries the problem that ends the reading."""
 
     def __init__(self, what: str, place: Place) -> None:

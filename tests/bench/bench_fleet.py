@@ -115,7 +115,7 @@ def check() -> None:
         found: dict[str, dict[str, Any]] = {}
         for precision in ("exact", "1%", "{contents: 10%, hosts: 10}"):
             started = time.perf_counter()
-            result = run(fleet(Path(folder), precision=precision, **sizes),  # type: ignore[arg-type]
+            result = run(fleet(Path(folder), precision=precision, **sizes),
                          workers=2)
             _tell(result, time.perf_counter() - started)
             found[precision] = {row["policy"]: row for row in result.replicates.to_pylist()

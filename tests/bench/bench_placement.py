@@ -72,7 +72,7 @@ def scenario(n_arrivals: int, n_hosts: int, room: int, policy: str) -> Scenario:
         1, "bench", 1, 72 * HOUR,
         (HostSpec("host", room, 0, 64, 250, "builtin:unmeasured", count=n_hosts),), workloads,
         DomainsSpec((), ()), (NEVER,), OutputSpec("results", HOUR),
-        fleet=FleetSpec(placement=policy,  # type: ignore[arg-type]
+        fleet=FleetSpec(placement=policy,
                         arrivals=ArrivalsSpec("table", "", table().origin_ns, limit=n_arrivals)))
 
 
