@@ -44,5 +44,5 @@ def arrivals(
         tell(f"left out: {count} x {reason}")
     for note in report.notes:
         tell(f"note: {note}")
-    tell(f"next: fleet: {{arrivals: {{table: {table.path}}}}} in a scenario")
+    tell(f"next: arrivals: {{table: {table.path}}} in a scenario")
     return 0
