@@ -86,7 +86,7 @@ def test_a_live_validation_is_close_at_rest_and_restores_everything(
     for rows in (result.forecast, result.replay):
         by_name = {row.counter: row for row in rows}
         print({name: (row.measured_last, row.model_last) for name, row in by_name.items()})
-        assert by_name["pages_sharing"].measured_last > 100
+        assert by_name["pages_sharing"].measured_last > 1000
         for name in ("pages_shared", "pages_sharing", "freed_pages"):
             assert by_name[name].last_error == pytest.approx(0, abs=0.02), name
     write_json(tmp_path / "v.json", result.document)
@@ -151,7 +151,7 @@ def test_mergeable_processes_of_others_are_refused_and_nothing_is_touched(
 
 
 def test_a_ksmd_that_runs_is_followed_and_not_disturbed(idle_ksm: KsmControl) -> None:
-    with interpreters(2) as pids:
+    with interpreters() as pids:
         with pytest.raises(MachineError, match="nothing to follow"):
             watch(pids, knobs=None)
         idle_ksm.apply({"pages_to_scan": 10_000})
@@ -162,7 +162,7 @@ def test_a_ksmd_that_runs_is_followed_and_not_disturbed(idle_ksm: KsmControl) ->
         assert idle_ksm.knobs() == before
         idle_ksm["run"] = 2
     replay = {row.counter: row for row in result.replay}
-    assert replay["pages_sharing"].measured_last > 100  # how much is equal depends on the Python
+    assert replay["pages_sharing"].measured_last > 1000
     assert replay["pages_sharing"].last_error == pytest.approx(0, abs=0.02)
     assert result.times == {}
 
