@@ -22,7 +22,7 @@ from planner.scenario.nodes import (
     Node,
     Part,
     Place,
-    Stop,
+    ReadError,
     build_nodes,
     child_of,
     decode,
@@ -140,11 +140,11 @@ def parse_scenario(
         lines = source.split("\n")
         root = build_nodes(source, found, Place(1, 1))
         if root is None or (root.value is None and not root.raw):
-            raise Stop("the file is empty; see `planner schema` for what belongs in it",
+            raise ReadError("the file is empty; see `planner schema` for what belongs in it",
                         Place(1, 1))
         for number, text in enumerate(overrides, start=1):
             root = override(root, text, number, found)
-    except Stop as stop:
+    except ReadError as stop:
         found.append(Found(stop.what, stop.place))
         raise _error(path, lines, overrides, found) from None
     raw = RawScenario(path, base, lines, tuple(overrides), root, found=found,

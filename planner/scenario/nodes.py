@@ -24,7 +24,7 @@ from ruamel.yaml.events import (
     ScalarEvent,
 )
 
-__all__ = ["FORBIDDEN", "MAX_FILE_BYTES", "Found", "Node", "Part", "Place", "Stop",
+__all__ = ["FORBIDDEN", "MAX_FILE_BYTES", "Found", "Node", "Part", "Place", "ReadError",
            "build_nodes", "child_of", "decode", "plain_of"]
 
 MAX_FILE_BYTES = 1 << 20
@@ -66,7 +66,7 @@ class Node:
     n_values: int = 1
 
 
-class Stop(Exception):  # noqa: N818 - ends the reading, carries a problem
+class ReadError(Exception):
     """Carries the problem that ends the reading."""
 
     def __init__(self, what: str, place: Place) -> None:
@@ -91,16 +91,16 @@ def child_of(node: Node, part: Part) -> Node | None:
 
 
 def decode(data: bytes) -> str:
-    """The text of a file; raises Stop where it cannot be one of a scenario."""
+    """The text of a file; raises ReadError where it cannot be one of a scenario."""
     if len(data) > MAX_FILE_BYTES:
-        raise Stop("larger than 1 MiB; a scenario is a few hundred lines", Place(0, 0))
+        raise ReadError("larger than 1 MiB; a scenario is a few hundred lines", Place(0, 0))
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start]
         line_start = before.rfind(b"\n") + 1
         column = len(before[line_start:].decode("utf-8", "replace")) + 1
-        raise Stop(
+        raise ReadError(
             f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8",
             Place(before.count(b"\n") + 1, column),
         ) from None
@@ -109,7 +109,7 @@ def decode(data: bytes) -> str:
     if match is not None:
         start = match.start()
         name = "a NUL byte" if match.group() == "\0" else f"character U+{ord(match.group()):04X}"
-        raise Stop(
+        raise ReadError(
             f"holds {name}, which does not belong in a scenario",
             Place(text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start)),
         )
@@ -117,7 +117,7 @@ def decode(data: bytes) -> str:
 
 
 def _events(text: str, origin: Place) -> Iterator[Any]:
-    """Parser events; every fault of the parser becomes a Stop with its place."""
+    """Parser events; every fault of the parser becomes a ReadError with its place."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -135,14 +135,14 @@ def _events(text: str, origin: Place) -> Iterator[Any]:
                 elif start is not None and mark is not None and start.line != mark.line:
                     what += f" that starts on line {start.line + origin.line}"
             place = origin if mark is None else _shift(mark, origin)
-            raise Stop(f"not valid YAML: {what}", place) from None
+            raise ReadError(f"not valid YAML: {what}", place) from None
         except YAMLError as error:
             first_line = str(error).strip().partition("\n")[0]
-            raise Stop(f"not valid YAML: {first_line}", origin) from None
+            raise ReadError(f"not valid YAML: {first_line}", origin) from None
         except (ValueError, TypeError, AttributeError, LookupError, OverflowError,
                 AssertionError, NotImplementedError, RecursionError) as error:
             # The parser lets faults of its own out on some malformed texts.
-            raise Stop(f"not valid YAML: {error}", origin) from None
+            raise ReadError(f"not valid YAML: {error}", origin) from None
 
 
 def _shift(mark: Any, origin: Place) -> Place:
@@ -176,7 +176,7 @@ def build_nodes(text: str, found: list[Found], origin: Place) -> Node | None:
         parent = frame.node
         parent.n_values += node.n_values
         if parent.n_values > _MAX_VALUES:
-            raise Stop(f"more than {_MAX_VALUES} values, aliases counted where they are used",
+            raise ReadError(f"more than {_MAX_VALUES} values, aliases counted where they are used",
                         node.place)
         if isinstance(parent.value, list):
             parent.value.append(node)
@@ -202,11 +202,11 @@ def build_nodes(text: str, found: list[Found], origin: Place) -> Node | None:
     for n_events, event in enumerate(_events(text, origin)):
         place = _shift(event.start_mark, origin)
         if n_events > 2 * _MAX_VALUES:
-            raise Stop(f"more than {_MAX_VALUES} values", place)
+            raise ReadError(f"more than {_MAX_VALUES} values", place)
         if isinstance(event, DocumentStartEvent):
             n_documents += 1
             if n_documents > 1:
-                raise Stop("a second document starts here; a scenario is one document", place)
+                raise ReadError("a second document starts here; a scenario is one document", place)
         elif isinstance(event, CollectionEndEvent):
             frame = stack.pop()
             if frame.anchor:
@@ -217,7 +217,7 @@ def build_nodes(text: str, found: list[Found], origin: Place) -> Node | None:
             target = anchors.get(name)
             if target is None:
                 fault = "refers to itself" if name in anchors else "is not defined above"
-                raise Stop(f"alias *{name} {fault}", place)
+                raise ReadError(f"alias *{name} {fault}", place)
             add(target, isinstance(target.value, str))
         elif isinstance(event, CollectionStartEvent | ScalarEvent):
             if event.tag is not None:
@@ -232,7 +232,7 @@ def build_nodes(text: str, found: list[Found], origin: Place) -> Node | None:
                 add(node, True)
             else:
                 if len(stack) >= _MAX_DEPTH:
-                    raise Stop(f"nested more than {_MAX_DEPTH} levels deep", place)
+                    raise ReadError(f"nested more than {_MAX_DEPTH} levels deep", place)
                 if anchor:
                     anchors[anchor] = None
                 value: Any = {} if isinstance(event, MappingStartEvent) else []

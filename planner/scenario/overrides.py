@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from planner.scenario.nodes import FORBIDDEN, Found, Node, Place, Stop, build_nodes
+from planner.scenario.nodes import FORBIDDEN, Found, Node, Place, ReadError, build_nodes
 from planner.scenario.words import did_you_mean, what_is
 
 __all__ = ["override", "replaced"]
@@ -27,9 +27,9 @@ def override(root: Node, text: str, number: int, found: list[Found]) -> Node:
     try:
         node = build_nodes(value_text, found, place)
         if node is None:
-            raise Stop("the value is empty", place)
+            raise ReadError("the value is empty", place)
         return replaced(root, key_path.strip(), node, start)
-    except Stop as stop:
+    except ReadError as stop:
         found.append(Found(stop.what, stop.place))
         return root
 
@@ -38,7 +38,7 @@ def replaced(node: Node, path: str, new: Node, place: Place) -> Node:
     """A copy of the tree with the value at `path` replaced; shared nodes stay as they are.
 
     `path` as `--set` takes it, such as `hosts.r750.count` or `hosts[0].count`; `place` is where it
-    stands. Raises Stop where it leads nowhere.
+    stands. Raises ReadError where it leads nowhere.
     """
     return _replaced(node, _steps(path, place), new)
 
@@ -70,7 +70,7 @@ def _replaced(node: Node, steps: list[_Step], new: Node) -> Node:
         items[index] = _replaced(items[index], steps[n_steps:], new)
         return replace(node, value=items)
     if not isinstance(node.value, dict):
-        raise Stop(f"{what_is(node.value)} has no settings of its own", here)
+        raise ReadError(f"{what_is(node.value)} has no settings of its own", here)
     changed = _replaced(node.value.get(key, Node({}, here)), steps[1:], new)
     return replace(
         node,
@@ -92,5 +92,5 @@ def _list_index(node: Node, steps: list[_Step]) -> tuple[int, int]:
     if re.fullmatch(r"[0-9]{1,6}", key, re.ASCII):
         if int(key) < len(names):
             return int(key), 1
-        raise Stop(f"there is no entry {key}; the list has {len(names)}, counted from 0", here)
-    raise Stop(f"no entry is named {key!r}{did_you_mean(key, filter(None, names))}", here)
+        raise ReadError(f"there is no entry {key}; the list has {len(names)}, counted from 0", here)
+    raise ReadError(f"no entry is named {key!r}{did_you_mean(key, filter(None, names))}", here)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from planner.errors import DataError
 from planner.scenario.load import RawScenario, read_scenario
-from planner.scenario.nodes import Found, Node, Place, Stop, build_nodes, child_of, plain_of
+from planner.scenario.nodes import Found, Node, Place, ReadError, build_nodes, child_of, plain_of
 from planner.scenario.overrides import replaced
 from planner.scenario.resolve import ArrivalsOf, FactsOf, FleetOf, attempt, resolve
 from planner.scenario.spec import Scenario
@@ -104,7 +104,7 @@ def _with_values(raw: RawScenario, base: Node, combination: Sequence[tuple[str, 
     for key, node in combination:
         try:
             root = replaced(root, key, node, raw.place_of_key(("sweep", key)))
-        except Stop as stop:
+        except ReadError as stop:
             found.append(Found(stop.what, stop.place))
     return (None, found) if found else (raw.with_root(root), [])
 
@@ -137,6 +137,6 @@ def _is_plain(text: str) -> bool:
     try:
         found: list[Found] = []
         node = build_nodes(text, found, Place(1, 1))
-    except Stop:
+    except ReadError:
         return False
     return not found and node is not None and node.value == text
