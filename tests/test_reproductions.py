@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
 
+import pytest
+
+from planner.ksm.timings import read_timings
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs/reproductions.md"
@@ -37,3 +42,13 @@ def test_a_result_that_is_not_there_is_named() -> None:
                           check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 2
     assert "there are cmd, barker" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["comparisons", "hundredfold"])
+def test_the_cost_files_are_made_from_the_built_in_costs(
+        name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    synthesise = importlib.import_module("synthesise")
+    document = json.loads((SCRIPT.parent / f"{name}.json").read_text())
+    assert document["costs_ns"] == synthesise.costs(name)
+    assert read_timings(SCRIPT.parent / f"{name}.json").batch_ns > 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from planner.ksm.cost import BUILTIN_UNMEASURED
 from planner.trace import HashInfo, PageColumns, PageFlag, RegionFlag, RegionInput, TraceWriter
 
 #: The counters of the Instagram host (cover letter of "mm: process/cgroup ksm support", 2023).
@@ -75,6 +76,21 @@ def instagram(folder: Path, name: str, share: float, *, n_snapshots: int, every_
                              {"content": "anon"})])
             writer.end_snapshot(snapshot * every_ns, skipped={}, counters={})
         return writer.finish()
+
+
+def costs(name: str) -> dict[str, int]:
+    """Costs (ns by kind of visit) of the files beside this one, made from the built-in ones.
+
+    `comparisons`: a nanosecond a level of a tree, so CPU time counts comparisons. `hundredfold`:
+    a visit stands for a hundred, what is paid once a batch does not.
+    """
+    built_in = BUILTIN_UNMEASURED.costs_ns()
+    if name == "comparisons":
+        return {**dict.fromkeys(built_in, 0), "batch_ns": 1, "stable_level_ns": 1,
+                "unstable_level_ns": 1}
+    once = ("batch_ns", "scan_ns", "cold_percent")
+    return {**{kind: value if kind in once else 100 * value for kind, value in built_in.items()},
+            "cold_pages": max(built_in["cold_pages"] // 100, 1)}
 
 
 def make(folder: Path) -> None:
