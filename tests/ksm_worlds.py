@@ -80,7 +80,7 @@ def site_table(
 def random_cost(rng: np.random.Generator) -> CostModel:
     figures = {one.name: int(rng.integers(1, 3_000_000)) for one in fields(CostModel)}
     figures |= {"cold_percent": int(rng.integers(0, 90)), "cold_pages": int(rng.integers(1, 12))}
-    return CostModel(**{**figures, "name": "test"})  # type: ignore[arg-type]
+    return CostModel(**{**figures, "name": "test"})
 
 
 def random_world(seed: int) -> World:

@@ -52,5 +52,5 @@ def scenario_for(trace: Path, policies: Sequence[PolicySpec] = (NEVER,), *,
         1, "test", seed, opened.span_ns if horizon_ns is None else horizon_ns,
         (HostSpec("host", 1 << 34, 1 << 30, 2, 250, "builtin:unmeasured", kernel),),
         (WorkloadSpec("all", str(trace), opened.digest, "host", (), tuple(guests),
-                      mergeable),),  # type: ignore[arg-type]
+                      mergeable),),
         DomainsSpec((), sensitive), tuple(policies), OutputSpec("results", sample_every_ns))

@@ -303,7 +303,7 @@ def test_a_page_that_moves_each_time_is_unreadable_and_one_that_moves_once_is_re
 
 def one_page(fake: FakeProc, pid: int = 7, byte: int = 1, **options: object) -> None:
     fake.add(pid, [FakeVma(16, [fake.frame(10 + pid, "anon")], content={0: page(byte)})],
-             **options)  # type: ignore[arg-type]
+             **options)
 
 
 def test_a_stream_is_gone_on_with_by_resume(agent: Agent) -> None:

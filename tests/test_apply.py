@@ -77,7 +77,7 @@ class Device:
         values = dict.fromkeys(PartitionCounters.__slots__, 0)
         values |= {name: number for name, number in self.ksm.counters(fd).items()
                    if name in values}
-        return PartitionCounters(**values)  # type: ignore[arg-type]
+        return PartitionCounters(**values)
 
     def _begin(self, name: str) -> None:
         self.made.append(name)
@@ -199,7 +199,7 @@ def test_an_interrupt_leaves_a_report_of_what_was_done(tmp_path: Path) -> None:
             raise problem
         return counts_of(device.ksm.ksm_merge(fd, pid, addr, size))
 
-    device.ksm_merge = merge  # type: ignore[method-assign]
+    device.ksm_merge = merge
     report = applied(read_plan(written(tmp_path)), device, members)
     assert report.is_interrupted
     assert [part.merged_pages for part in report.partitions] == [16, 0]

@@ -79,7 +79,7 @@ def fake(tmp_path: Path) -> FakeProc:
 def plug(monkeypatch: pytest.MonkeyPatch, fake: FakeProc) -> Callable[..., FakeDevice]:
     """Makes a device appear whose dumps are given by pid."""
     def make(dumps: dict[int, DumpBuilder | bytes | Exception], **options: object) -> FakeDevice:
-        made = FakeDevice(dumps, **options)  # type: ignore[arg-type]
+        made = FakeDevice(dumps, **options)
         fake.root.device.touch()
         monkeypatch.setattr(device_module, "PagehashDevice", lambda path: made)
         for pid in dumps:
@@ -91,14 +91,14 @@ def plug(monkeypatch: pytest.MonkeyPatch, fake: FakeProc) -> Callable[..., FakeD
 
 def dump(mm_id: int, *pages: bytes, **options: object) -> DumpBuilder:
     builder = DumpBuilder(mm_id=mm_id, zero_hash=ZERO_HASH, key_id=int(key_id_of(KEY), 16),
-                          **options)  # type: ignore[arg-type]
+                          **options)
     return builder.map(0x10000, 0x90000, *pages, flags=RW | RegionFlag.ADVISED, text=b"[heap]")
 
 
 def run(fake: FakeProc, tmp_path: Path, *pids: int, on: object = None, **options: object) -> Trace:
     request = replace(CaptureRequest(key=SITE_KEY, out=tmp_path / "trace", pids=pids, force=True),
-                      **options)  # type: ignore[arg-type]
-    return open_trace(capture(request, on, root=fake.root))  # type: ignore[arg-type]
+                      **options)
+    return open_trace(capture(request, on, root=fake.root))
 
 
 def rows(trace: Trace, mm_id: int = 0, snapshot: int = 0) -> list[tuple[int, ...]]:

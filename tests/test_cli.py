@@ -199,7 +199,7 @@ def test_more_guests_than_captured_is_a_scenario_error(folder: Path,
 ])
 def test_a_damaged_trace_ends_with_3(folder: Path, capsys: pytest.CaptureFixture[str],
                                      damage: object, message: str) -> None:
-    damage(folder / "trace")  # type: ignore[operator]
+    damage(folder / "trace")
     for command in (["run", "small.yaml"], ["trace", "check", "trace"],
                     ["trace", "info", "trace"]):
         assert main(command) == 3

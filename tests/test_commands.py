@@ -422,7 +422,7 @@ def test_a_damaged_result_is_told_with_file_place_and_next_step(
 
 def test_a_resolved_scenario_that_was_altered_is_told(folder: Path,
                                                       capsys: pytest.CaptureFixture[str]) -> None:
-    altered("scenario.resolved.json", lambda d: d["policies"][1].update(merge="maybe"))(  # type: ignore[index]
+    altered("scenario.resolved.json", lambda d: d["policies"][1].update(merge="maybe"))(
         Path("results/small"))
     for command in (["explain", "results/small", "--policy", "ksmd"],
                     ["export", "settings", "results/small", "--policy", "ksmd", "--as", "sysfs"]):

@@ -240,7 +240,7 @@ def test_arrays_that_do_not_fit_together_are_refused(change: dict[str, object],
         "segment_label": np.zeros(2, np.int32), "segment_guest": np.array([0, 1], np.int32),
         "zero_hash": ZERO}
     with pytest.raises(ValueError, match=message):
-        count_duplicates(**{**arguments, **change})  # type: ignore[arg-type]
+        count_duplicates(**{**arguments, **change})
 
 
 def run_lane(**variables: str) -> None:

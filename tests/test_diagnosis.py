@@ -30,7 +30,7 @@ def contents(found: Diagnosis) -> dict[str, int]:
 
 
 def one(name: str, pages: list[int], flags: int = ADVISED, **more: object) -> GuestPlan:
-    return GuestPlan(name, {}, [MmPlan([pages_of(pages, **more)] * 2,  # type: ignore[arg-type]
+    return GuestPlan(name, {}, [MmPlan([pages_of(pages, **more)] * 2,
                                        region_flags=flags)])
 
 
@@ -166,7 +166,7 @@ def test_a_process_that_may_not_be_read_or_is_cut_short_is_left_out(
     def denied(path: Path, *args: object, **kwargs: object) -> str:
         if path.name == "smaps" and path.parent.name == "12":
             raise PermissionError
-        return inner(path, *args, **kwargs)  # type: ignore[arg-type]
+        return inner(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", denied)
     usage = diagnose_host(fake.root)

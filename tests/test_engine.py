@@ -31,7 +31,7 @@ def guests(*snapshots_of_each: list[PageColumns]) -> list[GuestPlan]:
 
 
 def run_on(path: Path, *policies: PolicySpec, **options: object) -> Result:
-    return run(scenario_for(path, (NEVER, *policies), **options))  # type: ignore[arg-type]
+    return run(scenario_for(path, (NEVER, *policies), **options))
 
 
 def row(result: Result, policy: str) -> dict[str, object]:
@@ -117,7 +117,7 @@ def test_zero_pages_are_counted_apart(tmp_path: Path) -> None:
                                               [pages_of([0, 1, 2, 3])] * 2))
     found = row(run_on(path, PolicySpec("sync", (), (), AT_BOOT)), "sync")
     assert found["saved_zero_bytes"] == 3 * 4096
-    assert found["saved_bytes"] == 4096 - found["metadata_bytes"]  # type: ignore[operator]
+    assert found["saved_bytes"] == 4096 - found["metadata_bytes"]
 
 
 @pytest.mark.parametrize(("kernel", "vanished"), [("6.1", False), ("6.12", True), ("6.18", True)])
@@ -136,12 +136,12 @@ def test_zeroes_of_a_huge_page_are_freed_by_its_split(
 
 def test_a_policy_may_set_what_the_kernel_lets_be_set(still: Path) -> None:
     smart, plain, advised = (
-        PolicySpec(name, (), (), Ksmd(1000, 20, **settings))  # type: ignore[arg-type]
+        PolicySpec(name, (), (), Ksmd(1000, 20, **settings))
         for name, settings in (("smart", {}), ("plain", {"smart_scan": False}),
                                ("advised", {"advisor_mode": "scan-time",
                                             "advisor_min_pages_to_scan": 50})))
     result = run_on(still, smart, plain, advised)
-    assert row(result, "smart")["pages_skipped"] > 0  # type: ignore[operator]
+    assert row(result, "smart")["pages_skipped"] > 0
     assert row(result, "plain")["pages_skipped"] == 0
     assert row(result, "plain")["pages_unshared"] == 150
     sizes = [r["pages_to_scan"] for r in result.hosts.to_pylist() if r["policy"] == "advised"]
@@ -157,7 +157,7 @@ def test_what_fork_shares_already_is_not_a_saving(tmp_path: Path) -> None:
         GuestPlan("a", {}, [MmPlan([shared] * 2), MmPlan([shared] * 2)])])
     found = row(run_on(path, PolicySpec("ksmd", (), (), FAST)), "ksmd")
     assert found["guest_memory_bytes"] == 3 * 4096
-    assert found["saved_bytes"] == -found["metadata_bytes"]  # type: ignore[operator]
+    assert found["saved_bytes"] == -found["metadata_bytes"]
     assert found["pages_sharing"] == 0
 
 
@@ -188,7 +188,7 @@ def test_writes_break_merges_and_are_counted(tmp_path: Path) -> None:
     assert found["pages_sharing"] == 100
     assert found["saved_bytes"] + found["metadata_bytes"] == 50 * 4096
     assert found["unmerge_bytes"] == 50 * 4096
-    assert found["saved_peak_bytes"] > found["saved_bytes"]  # type: ignore[operator]
+    assert found["saved_peak_bytes"] > found["saved_bytes"]
 
 
 def test_merging_again_finds_what_appeared_meanwhile(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_time_to_90_is_the_sample_that_reached_it(still: Path) -> None:
     policy = PolicySpec("sync", (), (), AT_BOOT)
     found = row(run_on(still, policy), "sync")["time_to_90_ns"]
     # There is a sample right after the calls, not only every second.
-    assert 5 * SECOND < found < 5.1 * SECOND  # type: ignore[operator]
+    assert 5 * SECOND < found < 5.1 * SECOND
 
 
 def test_full_scans_are_events_and_samples_cover_the_horizon(still: Path) -> None:

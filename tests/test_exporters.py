@@ -488,7 +488,7 @@ def test_the_overcommit_ratio_is_rounded_down(result: Result, saved: float | Non
     text = export_settings(result, "ksmd", "overcommit")
     row = next(r for r in result.summary.to_pylist() if r["policy"] == "ksmd")
     exact = row["guest_memory_bytes"] / (row["guest_memory_bytes"] - row["saved_bytes"])
-    ratio = float(re.search(r"ram_allocation_ratio = ([0-9.]+)", text)[1])  # type: ignore[index]
+    ratio = float(re.search(r"ram_allocation_ratio = ([0-9.]+)", text)[1])
     assert exact - 0.01 < ratio <= exact
     assert f"memoryOvercommit: {round(ratio * 100)}" in text
 

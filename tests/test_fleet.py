@@ -17,7 +17,7 @@ from tests.trace_builder import ANON, SECOND, GuestPlan, MmPlan, build_trace, pa
 
 
 def host_of(path: Path, **options: object) -> FleetHost:
-    scenario = scenario_for(path, **options)  # type: ignore[arg-type]
+    scenario = scenario_for(path, **options)
     return build_host(scenario, scenario.hosts[0], {str(path): open_trace(path)})
 
 

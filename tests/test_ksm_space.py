@@ -42,7 +42,7 @@ def spaces_of(
         n_partitions=n,
         content_is_zero=is_zero,
         domain_is_sensitive=[False] * 8,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 
@@ -393,7 +393,7 @@ def test_a_background_scanner_costs_what_its_visits_cost() -> None:
 def test_a_cost_model_refuses_figures_that_are_no_times() -> None:
     for change in ({"quick_ns": -1}, {"batch_ns": 0}, {"merge_ns": 1.5}, {"hole_ns": True}):
         with pytest.raises(UsageError, match="cost model builtin:unmeasured"):
-            replace(BUILTIN_UNMEASURED, **change)  # type: ignore[arg-type]
+            replace(BUILTIN_UNMEASURED, **change)
 
 
 def test_the_builtin_costs_are_near_what_one_kernel_was_seen_to_need() -> None:

@@ -198,7 +198,7 @@ def test_planning_goes_by_the_kernels_rules() -> None:
     assert isinstance(module, ModuleKsm)
     assert module.rules == "module"
     with pytest.raises(TypeError, match="do not go with"):
-        partition_object(spaces, rules="module")  # type: ignore[call-overload]
+        partition_object(spaces, rules="module")
 
 
 def test_the_comparison_sees_every_answer() -> None:

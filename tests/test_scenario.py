@@ -494,7 +494,7 @@ def test_a_knob_that_a_hosts_kernel_lacks_is_refused_with_its_line() -> None:
 def test_a_switch_may_be_written_as_the_kernels_file_is() -> None:
     for text, value in ("0", False), ("1", True), ("false", False):
         changed = FULL.replace("smart_scan: false", f"smart_scan: {text}")
-        assert load_text(changed).policies[-1].merge.smart_scan is value  # type: ignore[union-attr]
+        assert load_text(changed).policies[-1].merge.smart_scan is value
     with pytest.raises(ScenarioError, match="expected true or false, or 0 or 1"):
         load_text(FULL.replace("smart_scan: false", "smart_scan: 2"))
 

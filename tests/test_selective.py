@@ -44,7 +44,7 @@ def host(**options: object) -> tuple[SelectiveKsm, MergeSpaces]:
         domain_is_sensitive=[False, False],
     )
     mms = {PID_A: 0, PID_B: 1}
-    return SelectiveKsm(spaces, ["a", "b"], mms, **options), spaces  # type: ignore[arg-type]
+    return SelectiveKsm(spaces, ["a", "b"], mms, **options), spaces
 
 
 def refusal(call: Callable[..., object], *arguments: object) -> str:

@@ -226,7 +226,7 @@ def test_on_6_1_a_new_copy_merges_with_a_stable_page_at_its_first_visit() -> Non
     births = EventTable(
         np.array([70 * MS]), *(np.array([value], np.int32) for value in (2, 0, 2)))
     for kernel, scan in ("6.1", 4), ("6.12", 5), ("6.18", 5):
-        spaces = host([0] * 3, [1, 1, -1], events=births, kernel=kernel)  # type: ignore[arg-type]
+        spaces = host([0] * 3, [1, 1, -1], events=births, kernel=kernel)
         assert after_scans(spaces, scan - 1).pages_sharing == 1
         assert after_scans(spaces, scan).pages_sharing == 2
 

@@ -80,7 +80,7 @@ def postgres(clients: int = 6, rate: int = 60) -> Iterator[list[int]]:
     data, run = folder / "data", {"user": "postgres", "check": True, "stdout": subprocess.DEVNULL,
                                   "stderr": subprocess.DEVNULL, "cwd": folder}
     programs = POSTGRES[-1]
-    subprocess.run([programs / "initdb", "-D", data, "-A", "trust"], **run)  # type: ignore[call-overload]
+    subprocess.run([programs / "initdb", "-D", data, "-A", "trust"], **run)
     # Autovacuum's workers would come and go as processes that nobody named.
     server = subprocess.Popen(
         [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=",
@@ -91,7 +91,7 @@ def postgres(clients: int = 6, rate: int = 60) -> Iterator[list[int]]:
     try:
         _until(lambda: (folder / ".s.PGSQL.5432").exists(), "postgres")
         time.sleep(1)
-        subprocess.run([programs / "pgbench", "-h", folder, "-i", "-s", "5", "postgres"], **run)  # type: ignore[call-overload]
+        subprocess.run([programs / "pgbench", "-h", folder, "-i", "-s", "5", "postgres"], **run)
         bench = subprocess.Popen(
             [programs / "pgbench", "-h", folder, "-c", str(clients), "-R", str(rate),
              "-T", "600", "postgres"],
@@ -155,7 +155,7 @@ class Guests:
     def wait(self, timeout_s: float = 400.0) -> None:
         """Until every guest says that it is ready."""
         for log in self._folder.glob("*.log"):
-            _until(lambda log=log: b"FLEET-READY " in log.read_bytes(),  # type: ignore[misc]
+            _until(lambda log=log: b"FLEET-READY " in log.read_bytes(),
                    log.name, timeout_s)
 
     @contextlib.contextmanager
